@@ -1,0 +1,74 @@
+"""Gemma 4 as a first-class model in SAELens.
+
+    import sae_lens_gemma4 as g4
+
+registers everything: `SAE.from_pretrained` knows the catalogue, sae_lens's configs take the model classes of
+this package. The names below are imported when first used, so that the import itself costs little.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sae_lens_gemma4.plugin import register, unregister
+
+if TYPE_CHECKING:
+    from sae_lens_gemma4 import testing as testing
+    from sae_lens_gemma4.activations.corpus import Corpus as Corpus
+    from sae_lens_gemma4.activations.corpus import build_corpus as build_corpus
+    from sae_lens_gemma4.catalogue.registry import Release as Release
+    from sae_lens_gemma4.catalogue.registry import releases as releases
+    from sae_lens_gemma4.errors import Gemma4SAEError as Gemma4SAEError
+    from sae_lens_gemma4.evaluation.accumulators import ReconstructionAccumulator as ReconstructionAccumulator
+    from sae_lens_gemma4.evaluation.accumulators import ReconstructionMetrics as ReconstructionMetrics
+    from sae_lens_gemma4.evaluation.evaluate import SAEEvaluation as SAEEvaluation
+    from sae_lens_gemma4.evaluation.evaluate import evaluate_sae as evaluate_sae
+    from sae_lens_gemma4.models.bridge import Gemma4Bridge as Gemma4Bridge
+    from sae_lens_gemma4.models.geometry import gemma4_geometry as gemma4_geometry
+    from sae_lens_gemma4.models.loading import load_model as load_model
+    from sae_lens_gemma4.models.proxy import Gemma4ProxyLM as Gemma4ProxyLM
+    from sae_lens_gemma4.training.config import ContinueTrainingConfig as ContinueTrainingConfig
+    from sae_lens_gemma4.training.restore import restore_training_sae as restore_training_sae
+    from sae_lens_gemma4.training.runner import ContinueTrainingResult as ContinueTrainingResult
+    from sae_lens_gemma4.training.runner import ContinueTrainingRunner as ContinueTrainingRunner
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Corpus": "activations.corpus",
+    "build_corpus": "activations.corpus",
+    "Release": "catalogue.registry",
+    "releases": "catalogue.registry",
+    "Gemma4SAEError": "errors",
+    "ReconstructionAccumulator": "evaluation.accumulators",
+    "ReconstructionMetrics": "evaluation.accumulators",
+    "SAEEvaluation": "evaluation.evaluate",
+    "evaluate_sae": "evaluation.evaluate",
+    "Gemma4Bridge": "models.bridge",
+    "gemma4_geometry": "models.geometry",
+    "load_model": "models.loading",
+    "Gemma4ProxyLM": "models.proxy",
+    "ContinueTrainingConfig": "training.config",
+    "restore_training_sae": "training.restore",
+    "ContinueTrainingResult": "training.runner",
+    "ContinueTrainingRunner": "training.runner",
+}
+__all__ = ["__version__", "register", "testing", "unregister", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("sae_lens_gemma4.testing")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"sae_lens_gemma4.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register()

@@ -1,0 +1,77 @@
+"""One forward pass, many hooks: activations with the facts of the token each belongs to.
+
+Works with every model that sae_lens can hook (`HookedTransformer`, `HookedProxyLM`, a TransformerBridge, the
+classes of this package). The forward stops after the deepest layer asked for.
+
+Shapes: `t` tokens that the corpus's mask leaves, in reading order; `d` the hook's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+
+from sae_lens_gemma4.activations.corpus import Corpus
+from sae_lens_gemma4.errors import DataError
+from sae_lens_gemma4.models.interface import HookedModel, require_hook
+
+
+class Harvest(NamedTuple):
+    """The activations of one batch of blocks.
+
+    Attributes:
+        acts: for each hook asked for, `[t, d]`, in the model's dtype and on its device.
+        tokens_t: token ids.
+        document_t: document numbers.
+        position_t: positions within the block.
+    """
+
+    acts: dict[str, torch.Tensor]
+    tokens_t: torch.Tensor
+    document_t: torch.Tensor
+    position_t: torch.Tensor
+
+
+@torch.no_grad()
+def harvest(
+    model: HookedModel,
+    corpus: Corpus,
+    hook_names: Sequence[str],
+    *,
+    batch_blocks: int = 16,
+    shuffle: torch.Generator | None = None,
+) -> Iterator[Harvest]:
+    """Run `corpus` through `model` once, `batch_blocks` blocks at a time, blocks shuffled by `shuffle` if given.
+
+    Raises:
+        UnknownNameError: a hook that the model does not have.
+        DataError: activations that are not finite, naming hook and document, or not one row a position.
+    """
+    known = {name: require_hook(model, name) for name in hook_names}
+    stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
+    stop_at_layer = None if None in stops else max(s for s in stops if s is not None)
+    device = next(model.parameters()).device
+    for batch in corpus.batches(batch_blocks, shuffle=shuffle):
+        _, cache = model.run_with_cache(
+            batch.tokens_bp.to(device),
+            names_filter=list(known.values()),
+            stop_at_layer=stop_at_layer,
+            prepend_bos=False,
+        )
+        acts = {}
+        for name, known_name in known.items():
+            acts_bpd = cache[known_name]
+            if acts_bpd.shape[:2] != batch.tokens_bp.shape:
+                raise DataError(f"{name} is {tuple(acts_bpd.shape)}, not [block, pos, …]: it cannot be harvested.")
+            acts[name] = acts_bpd[batch.keep_bp.to(acts_bpd.device)]
+        documents = batch.document_bp[batch.keep_bp]
+        for name, acts_td in acts.items():
+            finite = acts_td.isfinite().all(dim=-1)
+            if not finite.all():
+                bad = int(documents[~finite.cpu()][0])
+                raise DataError(f"Activations at {name} are not finite, first in document {bad} of {batch.name!r}.")
+        positions = torch.arange(batch.context_size).expand_as(batch.tokens_bp)[batch.keep_bp]
+        yield Harvest(acts, batch.tokens_bp[batch.keep_bp], documents, positions)

@@ -1,0 +1,1 @@
+"""Gemma 4 with hook points: what a layer is, what its activations are called, and the classes that hook them."""
