@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sae_lens_gemma4.evaluation.evaluate import SAEEvaluation as SAEEvaluation
     from sae_lens_gemma4.evaluation.evaluate import evaluate_sae as evaluate_sae
     from sae_lens_gemma4.models.bridge import Gemma4Bridge as Gemma4Bridge
+    from sae_lens_gemma4.models.cache import decompose_residual as decompose_residual
+    from sae_lens_gemma4.models.cache import logit_attribution as logit_attribution
     from sae_lens_gemma4.models.geometry import gemma4_geometry as gemma4_geometry
     from sae_lens_gemma4.models.loading import load_model as load_model
     from sae_lens_gemma4.models.proxy import Gemma4ProxyLM as Gemma4ProxyLM
@@ -46,6 +48,8 @@ _HOMES = {
     "SAEEvaluation": "evaluation.evaluate",
     "evaluate_sae": "evaluation.evaluate",
     "Gemma4Bridge": "models.bridge",
+    "decompose_residual": "models.cache",
+    "logit_attribution": "models.cache",
     "gemma4_geometry": "models.geometry",
     "load_model": "models.loading",
     "Gemma4ProxyLM": "models.proxy",

@@ -87,6 +87,7 @@ def train(recipe: Path) -> None:
 @click.option("--split", default="train", show_default=True, help="Split of the dataset, as datasets writes it.")
 @click.option("--context-size", type=click.IntRange(min=2), help="Tokens a block. [default: the SAE's own]")
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens to measure. [default: all]")
+@click.option("--isolate-documents", is_flag=True, help="Documents packed into one block do not see each other.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", help="The model's, as float32 or bfloat16. [default: the checkpoint's]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write report.json and report.html here.")
@@ -99,6 +100,7 @@ def evaluate(
     split: str,
     context_size: int | None,
     tokens: int | None,
+    isolate_documents: bool,
     device: str,
     dtype: str | None,
     out: Path | None,
@@ -121,7 +123,7 @@ def evaluate(
     context = context_size or sae.cfg.metadata.context_size or 1024
     built = build_corpus(corpus, model.tokenizer, context_size=context, split=split, max_tokens=tokens)
     source = {"release": release_or_path, "sae_id": sae_id} if sae_id else {"path": release_or_path}
-    result = evaluate_sae(sae, model, built, source=source)
+    result = evaluate_sae(sae, model, built, isolate_documents=isolate_documents, source=source)
     _print_evaluation(result.to_dict())
     if out is not None:
         result.to_json(out / "report.json")
@@ -157,6 +159,42 @@ def releases(pattern: str, as_json: bool) -> None:
         )
         click.echo(f"{click.style(r.name, bold=True)}\n  {', '.join(facts)}")
         click.echo("".join(f"    {sae_id}\n" for sae_id in r.sae_ids), nl=False)
+
+
+@cli.group(cls=_Group)
+def bench() -> None:
+    """Measure speed, as ratios within one run on this machine."""
+
+
+@bench.command("models")
+@click.option("--hidden", type=click.IntRange(min=64), default=512, show_default=True, help="A multiple of 64.")
+@click.option("--layers", type=click.IntRange(min=6), default=12, show_default=True)
+@click.option("--tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=40, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def bench_models(hidden: int, layers: int, tokens: int, rounds: int, device: str, as_json: bool) -> None:
+    """Harvest one layer with both model classes and with a bare forward of transformers.
+
+    A ratio of 1 is the speed of a bare forward with one raw hook, the same early stop and the same attention.
+    """
+    from sae_lens_gemma4.models.bench import TARGETS
+    from sae_lens_gemma4.models.bench import bench_models as run
+
+    result = run(hidden, layers, tokens, rounds, device)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+        return
+    click.echo(
+        f"hidden {hidden} × {layers} layers × {tokens} tokens on {device}, {result.threads} threads, "
+        f"{rounds} rounds, stopped after layer {result.stop_after_layer}"
+    )
+    table = Table("class", "attention", "bare ms", "its ms", "ratio", "quartiles", "target")
+    for c in result.comparisons:
+        low, high = c.ratio_quartiles
+        times = (f"{c.bare_ms:.1f}", f"{c.class_ms:.1f}", f"{c.ratio:.3f}", f"{low:.3f}–{high:.3f}")
+        table.add_row(c.model_class, c.attention, *times, f"{TARGETS[c.model_class]:.2f}")
+    Console().print(table)
 
 
 def _make_folder(path: Path) -> None:

@@ -11,14 +11,14 @@ Registering is cheap: models and catalogue are imported when first asked for, an
 from __future__ import annotations
 
 import functools
-import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS, NAMED_PRETRAINED_SAE_LOADERS
 
 from sae_lens_gemma4.catalogue.formats import package
-from sae_lens_gemma4.errors import DependencyError, UnknownNameError
+from sae_lens_gemma4.errors import DataError, DependencyError, UnknownNameError
 
 WRAPPED = {
     # load_model.py:18, an if-chain over class names
@@ -35,8 +35,31 @@ WRAPPED = {
         "sae_lens.saes.sae",
         "sae_lens.evals",
     ),
+    # util.py:103, leaves turn markers among the tokens that count
+    "get_special_token_ids": (
+        "sae_lens.util",
+        "sae_lens.training.activations_store",
+        "sae_lens.evals",
+        "sae_lens.analysis.hooked_sae_transformer",
+        "sae_lens.multi_sae_training_runner",
+    ),
+    # tokenization_and_batching.py:143, renders ShareGPT's rows as empty turns
+    "tokenize_with_chat_template": (
+        "sae_lens.tokenization_and_batching",
+        "sae_lens.training.activations_store",
+        "sae_lens.pretokenize_runner",
+    ),
+    # training/activations_store.py:661, makes float32 of every activation
+    "get_activations": ("sae_lens.training.activations_store:ActivationsStore",),
+    # llm_sae_training_runner.py:276 and multi_sae_training_runner.py:602, keep whichever name of the hook was given
+    "_set_sae_metadata": (
+        "sae_lens.llm_sae_training_runner:LanguageModelSAETrainingRunner",
+        "sae_lens.multi_sae_training_runner:MultiSAETrainingRunner",
+    ),
 }
-_originals: dict[tuple[str, str], Any] = {}
+"""What is wrapped, and every module or class that holds it."""
+_originals: dict[tuple[str, str], tuple[Any, Any]] = {}
+"""What was found and what was put there, by holder and name."""
 _our_rows: set[str] = set()
 
 
@@ -48,20 +71,15 @@ def register() -> None:
     """
     if _originals:
         return
-    found = {}
-    for name, modules in WRAPPED.items():
-        originals = [_lookup(module, name) for module in modules]
-        if any(o is not originals[0] for o in originals):
-            raise DependencyError(f"sae_lens's {name} is already wrapped by another package in one of {modules}.")
-        found[name] = originals[0]
-    wrappers = {
-        "load_model": _wrap_load_model(found["load_model"]),
-        "get_pretrained_saes_directory": _wrap_directory(found["get_pretrained_saes_directory"]),
-    }
-    for name, modules in WRAPPED.items():
-        for module in modules:
-            _originals[module, name] = found[name]
-            setattr(importlib.import_module(module), name, wrappers[name])
+    found = {(holder, name): _lookup(holder, name) for name, holders in WRAPPED.items() for holder in holders}
+    for name, holders in WRAPPED.items():
+        if len({found[holder, name] for holder in holders if ":" not in holder}) > 1:
+            raise DependencyError(f"sae_lens's {name} is already wrapped by another package in one of {holders}.")
+    wrappers: dict[Any, Any] = {}  # one for each original, however many modules hold it
+    for (holder, name), original in found.items():
+        wrapper = wrappers.setdefault(original, _WRAPPERS[name](original))
+        _originals[holder, name] = original, wrapper
+        setattr(pkgutil.resolve_name(holder), name, wrapper)
     NAMED_PRETRAINED_SAE_LOADERS[package.NAME] = package.load
     NAMED_PRETRAINED_SAE_CONFIG_GETTERS[package.NAME] = package.load_config
 
@@ -71,25 +89,27 @@ def unregister() -> None:
     if not _originals:
         return
     if _our_rows:
-        directory = _originals["sae_lens.loading.pretrained_saes_directory", "get_pretrained_saes_directory"]()
+        stock, _ = _originals["sae_lens.loading.pretrained_saes_directory", "get_pretrained_saes_directory"]
+        directory = stock()
         for name in _our_rows:
             directory.pop(name, None)
         _our_rows.clear()
-    for (module, name), original in _originals.items():
-        setattr(importlib.import_module(module), name, original)
+    for (holder, name), (original, wrapper) in _originals.items():
+        if getattr(pkgutil.resolve_name(holder), name) is wrapper:  # else another package has wrapped ours since
+            setattr(pkgutil.resolve_name(holder), name, original)
     _originals.clear()
     for registry in (NAMED_PRETRAINED_SAE_LOADERS, NAMED_PRETRAINED_SAE_CONFIG_GETTERS):
         registry.pop(package.NAME, None)
 
 
-def _lookup(module: str, name: str) -> Any:
+def _lookup(holder: str, name: str) -> Any:
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(pkgutil.resolve_name(holder), name)
     except (ImportError, AttributeError) as e:
         import sae_lens
 
         raise DependencyError(
-            f"sae_lens {sae_lens.__version__} has no {module}.{name}, which this package extends. "
+            f"sae_lens {sae_lens.__version__} has no {holder}.{name}, which this package extends. "
             "It is made for sae-lens >=6.54,<7; see docs/architecture.md, 'The door'."
         ) from e
 
@@ -126,3 +146,71 @@ def _wrap_directory(stock: Callable[[], dict[str, Any]]) -> Callable[[], dict[st
     for name in ("cache_clear", "cache_info"):
         setattr(get_pretrained_saes_directory, name, getattr(stock, name))
     return get_pretrained_saes_directory
+
+
+def _is_gemma4(tokenizer: Any) -> bool:
+    get_vocab = getattr(tokenizer, "get_vocab", None)
+    return get_vocab is not None and "<|turn>" in get_vocab()
+
+
+def _wrap_special_tokens(stock: Callable[..., list[int]]) -> Callable[..., list[int]]:
+    @functools.wraps(stock)
+    def get_special_token_ids(tokenizer: Any) -> list[int]:
+        ids = stock(tokenizer)
+        return sorted({*ids, *tokenizer.all_special_ids}) if _is_gemma4(tokenizer) else ids
+
+    return get_special_token_ids
+
+
+def _wrap_chat(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def tokenize_with_chat_template(conversation: Any, tokenizer: Any) -> Any:
+        from sae_lens_gemma4.activations.chat import as_messages
+
+        return stock(as_messages(conversation) if _is_gemma4(tokenizer) else conversation, tokenizer)
+
+    return tokenize_with_chat_template
+
+
+def _wrap_get_activations(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def get_activations(self: Any, batch_tokens: Any) -> Any:
+        from sae_lens_gemma4.models.hook_names import has_no_batch_axis
+        from sae_lens_gemma4.models.loading import is_ours
+
+        if not is_ours(self.model):
+            return stock(self, batch_tokens)
+        if has_no_batch_axis(self.hook_name):
+            raise DataError(f"{self.hook_name} has no batch axis: its rows cannot be told apart by document.")
+        acts = stock(self, batch_tokens)
+        if self.train_batch_size_tokens < 0:  # a cache is written in its config's dtype
+            return acts
+        return acts.to(next(self.model.parameters()).dtype)
+
+    return get_activations
+
+
+def _wrap_set_metadata(stock: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(stock)
+    def _set_sae_metadata(self: Any) -> None:
+        from sae_lens_gemma4.models.hook_names import canonical_name, hf_name
+        from sae_lens_gemma4.models.loading import is_ours
+
+        stock(self)
+        if not is_ours(self.model):
+            return
+        for sae in self.saes.values() if hasattr(self, "saes") else [self.sae]:
+            metadata = sae.cfg.metadata
+            metadata.hook_name, metadata.hf_hook_name = canonical_name(metadata.hook_name), hf_name(metadata.hook_name)
+
+    return _set_sae_metadata
+
+
+_WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "load_model": _wrap_load_model,
+    "get_pretrained_saes_directory": _wrap_directory,
+    "get_special_token_ids": _wrap_special_tokens,
+    "tokenize_with_chat_template": _wrap_chat,
+    "get_activations": _wrap_get_activations,
+    "_set_sae_metadata": _wrap_set_metadata,
+}

@@ -54,7 +54,8 @@ def test_the_stock_runner_trains_and_saves(tmp_path, hook_name):
     sae = runner.run()
     assert unexplained(sae) < 0.7 * before
     saved = SAE.load_from_disk(tmp_path)
-    assert saved.cfg.metadata.hook_name == hook_name
+    assert saved.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
+    assert saved.cfg.metadata.hf_hook_name == "model.language_model.layers.3"
     assert saved.cfg.metadata.model_class_name == "Gemma4ProxyLM"
 
 

@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
+from sae_lens_gemma4.activations.chat import as_messages
 from sae_lens_gemma4.embedded import text as embedded_text
 from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError
 
@@ -222,16 +223,11 @@ def _token_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
 
 
 def _render(messages: Sequence[Mapping[str, str]], index: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
-        raise DataError(f"Document {index} is neither a text nor a list of messages: {str(messages)[:80]!r}.")
-    for message in messages:
-        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            found = {key: type(value).__name__ for key, value in message.items()}
-            raise DataError(f"A message of document {index} has {found}; chats need texts under 'role' and 'content'.")
+    rows = as_messages(messages, index)
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("The tokenizer has no chat template, so chats cannot be rendered; use the tuned model's.")
-    rows: Any = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=True, return_dict=False)
-    return list(rows)
+    tokens: Any = tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False)
+    return list(tokens)
 
 
 def _documents(source: CorpusLike, split: str) -> Iterable[Document]:

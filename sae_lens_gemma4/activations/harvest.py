@@ -15,8 +15,9 @@ import torch
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from sae_lens_gemma4.activations.corpus import Corpus
-from sae_lens_gemma4.errors import DataError
+from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.models.interface import HookedModel, require_hook
+from sae_lens_gemma4.models.loading import MODEL_CLASSES, is_ours
 
 
 class Harvest(NamedTuple):
@@ -43,13 +44,22 @@ def harvest(
     *,
     batch_blocks: int = 16,
     shuffle: torch.Generator | None = None,
+    isolate_documents: bool = False,
 ) -> Iterator[Harvest]:
     """Run `corpus` through `model` once, `batch_blocks` blocks at a time, blocks shuffled by `shuffle` if given.
 
+    Args:
+        isolate_documents: documents packed into one block do not see each other (with `Gemma4Bridge` and
+            `Gemma4ProxyLM`; each document must open with BOS, as `build_corpus` packs them).
+
     Raises:
+        ConfigError: `isolate_documents` with another model class.
         UnknownNameError: a hook that the model does not have.
         DataError: activations that are not finite, naming hook and document, or not one row a position.
     """
+    if isolate_documents and not is_ours(model):
+        raise ConfigError(f"isolate_documents needs {' or '.join(MODEL_CLASSES)}, not {type(model).__name__}.")
+    isolation = {"isolate_documents": True} if isolate_documents else {}
     known = {name: require_hook(model, name) for name in hook_names}
     stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
     stop_at_layer = None if None in stops else max(s for s in stops if s is not None)
@@ -60,6 +70,7 @@ def harvest(
             names_filter=list(known.values()),
             stop_at_layer=stop_at_layer,
             prepend_bos=False,
+            **isolation,
         )
         acts = {}
         for name, known_name in known.items():

@@ -78,6 +78,7 @@ def evaluate_sae(
     context_size: int | None = None,
     split: str = "train",
     batch_blocks: int = 16,
+    isolate_documents: bool = False,
     rules: VerdictRules = VerdictRules(),
     source: dict[str, Any] | None = None,
     progress: bool = True,
@@ -92,6 +93,7 @@ def evaluate_sae(
         context_size: for a corpus that is not packed yet; the SAE's training context by default.
         split: for a corpus that is a dataset's name. The embedded text has `train` and `heldout`.
         batch_blocks: blocks a forward pass.
+        isolate_documents: as `harvest` takes it.
         source: where the SAE came from (`release` and `sae_id`, or `path`), for the record.
 
     Raises:
@@ -116,7 +118,7 @@ def evaluate_sae(
     accumulator = ReconstructionAccumulator(sae.cfg.d_in, max_tokens=built.n_tokens, d_sae=sae.cfg.d_sae, rules=rules)
     bar = tqdm(total=built.n_tokens, desc=f"Evaluating on {built.name}", unit="tok", leave=False, disable=not progress)
     with bar:
-        for batch in harvest(model, built, [hook_name], batch_blocks=batch_blocks):
+        for batch in harvest(model, built, [hook_name], batch_blocks=batch_blocks, isolate_documents=isolate_documents):
             x_td = batch.acts[hook_name]
             if x_td.shape[-1] != sae.cfg.d_in:
                 raise SAEError(f"{hook_name} is {x_td.shape[-1]} wide; this SAE reads {sae.cfg.d_in}.")
@@ -137,7 +139,7 @@ def evaluate_sae(
             "trained_on": metadata.model_name,
         },
         model={"name": model_name(model), "class": type(model).__name__},
-        corpus=built.facts(),
+        corpus={**built.facts(), "isolate_documents": isolate_documents},
         metrics=accumulator.compute(),
         curves={
             "sse_concentration": accumulator.sse_concentration(),

@@ -1,37 +1,44 @@
-"""Gemma 4 behind TransformerLens's hook names, with sae_lens's methods for attaching SAEs.
+"""Gemma 4 behind TransformerLens's hook names, with sae_lens's methods for SAEs: every hook fires, every edit counts.
 
-An `SAETransformerBridge` (sae_lens/analysis/sae_transformer_bridge.py), built by another road and made to fail
-aloud. What it works around, in transformer_lens 3.9 and sae_lens 6.54:
+An `SAETransformerBridge` (sae_lens/analysis/sae_transformer_bridge.py), built by another road. What it works around,
+in transformer_lens 3.9 and sae_lens 6.54:
 
 - `boot()` loads an AutoProcessor for multimodal models and, where that fails and torchvision is missing, runs
   `pip install torchvision` (model_bridge/sources/transformers.py:995-1030). Here nothing but
   `build_bridge_from_module` is called, which loads and installs nothing.
 - `setup_tokenizer` reads `init_kwargs["name_or_path"]` (utilities/tokenize_utils.py:155), which a tokenizer made
   in memory lacks, and loads that name anew, possibly from the hub. Here the tokenizer is used as it is, copied.
-- The adapter maps vision parts that a model without towers lacks, and their hooks would never fire.
-- `SAETransformerBridge.hook_dict` (:425) drops aliases, so that hooks on `blocks.2.hook_resid_post` never fire; a
-  reset (:248) leaves a new hook point under a wrong name, without the old one's hooks and reshaping; and an SAE
-  whose hook does not exist is skipped with a log line (:143).
+- The model that is passed is wrapped in place and switched to eager attention. Here a tree of its own is (`sharing`).
+- Hook points are missing, inert or never fire: `adapter` says which.
+- Aliases, hooks and whole SAEs get lost in attaching: `splice` says how.
+- What cannot fire (an unknown name, a layer at or after `stop_at_layer`) is passed over. Here it raises.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sae_lens import SAE
-from sae_lens.analysis.hooked_sae_transformer import _SAEWrapper, set_deep_attr
-from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformer_lens.model_bridge.sources import build_bridge_from_module, detect_tokenizer_bos_eos
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sae_lens_gemma4.errors import ModelError, SAEError, UnknownNameError
-from sae_lens_gemma4.models.geometry import gemma4_geometry
+from sae_lens_gemma4.errors import ConfigError, ModelError, UnknownNameError
+from sae_lens_gemma4.models.adapter import adapt, connect
+from sae_lens_gemma4.models.amended import AmendedBridge
+from sae_lens_gemma4.models.arguments import check_filter, checked_stop, isolate, why_missing
+from sae_lens_gemma4.models.cache import ByEitherName, Gemma4Cache
+from sae_lens_gemma4.models.geometry import Geometry, gemma4_geometry, text_decoder
+from sae_lens_gemma4.models.hook_names import bridge_path, canonical_name
+from sae_lens_gemma4.models.loading import attention_of, resolve_model
+from sae_lens_gemma4.models.splice import SplicesSAEs
 
 HookList = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
@@ -44,14 +51,28 @@ _ARCHITECTURES = {
 """Model class → the key of its adapter in TransformerLens's factory."""
 
 
-class Gemma4Bridge(SAETransformerBridge):
-    """A Gemma 4 model with hook points that either fire or raise. Made by `boot`.
+_FORWARD_ARGUMENTS = set(inspect.signature(TransformerBridge.forward).parameters) | {
+    *("use_past_kv_cache", "cache_position", "return_dict", "output_attentions", "output_hidden_states"),
+    *("output_router_logits", "image_position_ids", "mm_token_type_ids"),
+}
+"""What a run takes beside what transformers' forward names."""
 
-    An unknown hook name raises `UnknownNameError` in `run_with_cache`, `run_with_hooks`, `hooks`, `add_hook` and
-    `add_sae`, and so does a hook point that an attached SAE stands in for.
+
+class Gemma4Bridge(SplicesSAEs, AmendedBridge):
+    """A Gemma 4 model with every hook point of `hook_names`, and TransformerLens's own. Made by `boot`.
+
+    Any name of a hook will do, everywhere: in filters, hooks, configs, SAEs' metadata and as a cache's key. A name
+    that the model lacks raises `UnknownNameError` with the nearest; a hook that the run would not come to raises
+    `ConfigError`.
     """
 
-    _own_hook_points: dict[str, HookPoint]
+    geometry: Geometry
+    hook_aliases: dict[str, str | list[str]] = {  # noqa: RUF012
+        "hook_embed": "embed.hook_out",
+        "hook_unembed": "unembed.hook_out",
+    }
+    _names: dict[str, str]
+    """The canonical name of every path in the registry, SAEs' left out."""
 
     @classmethod
     def boot(
@@ -62,15 +83,13 @@ class Gemma4Bridge(SAETransformerBridge):
         model_name: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
         **hf_kwargs: Any,
     ) -> Gemma4Bridge:
         """Wrap a model in memory, or load one by name and wrap it. No processor is loaded, nothing is installed.
 
-        A model in memory is wrapped in place. Its weights are neither moved, cast nor copied, but TransformerLens
-        puts its wrappers into the model's module tree (save it before, not after: its state dict has other names
-        then), gives `lm_head` a bias of zeros, and switches it for good from sdpa to eager attention, towers
-        included (`ArchitectureAdapter.prepare_model`): `attn.hook_pattern` needs the weights that only eager
-        attention returns. Logits therefore equal those of eager transformers exactly.
+        A model in memory stays as it is: the bridge has a module tree of its own on the same weights. Those are
+        copied only where `device` or `dtype` ask for others.
 
         Args:
             model_or_name: a Gemma 4 model with a language-model head, with or without towers; or a hub name, a
@@ -78,20 +97,49 @@ class Gemma4Bridge(SAETransformerBridge):
             tokenizer: used as it is (as a copy); the one loaded with the model if None. A model in memory may go
                 without, and then takes tokens only.
             model_name: what the model is called in `cfg.model_name`.
-            device, dtype: for loading by name. A model in memory must already agree with them.
-            hf_kwargs: for loading by name: arguments of transformers' `from_pretrained`.
+            attn_implementation: eager if None, so that logits are exactly those of transformers' eager attention.
+                Scores and patterns can be hooked under "sdpa" as well.
+            hf_kwargs: for loading by name: arguments of transformers' `from_pretrained` (`device_map`, …).
 
         Raises:
-            ModelError: not Gemma 4, no language-model head, not loadable, or not as `device` and `dtype` ask.
+            ModelError: not Gemma 4, no language-model head, not loadable, or not as asked.
         """
-        if isinstance(model_or_name, str | os.PathLike):
-            from sae_lens_gemma4.models.loading import load_hf_model
-
-            name = str(model_or_name)
-            model, loaded_tokenizer = load_hf_model(name, device=device, dtype=dtype, **hf_kwargs)
-            return cls._wrap(model, loaded_tokenizer if tokenizer is None else tokenizer, model_name or name)
-        _check_in_memory(model_or_name, device, dtype, hf_kwargs)
-        return cls._wrap(model_or_name, tokenizer, model_name)
+        model, tokenizer, name = resolve_model(
+            model_or_name,
+            tokenizer,
+            name=model_name,
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation or "eager",
+            own_tree=True,
+            **hf_kwargs,
+        )
+        architecture = _architecture(model)
+        geometry = gemma4_geometry(model.config)
+        implementation = attention_of(model)
+        owners: Any = model if isinstance(model_or_name, str | os.PathLike) else model_or_name
+        bridge = build_bridge_from_module(
+            model,
+            architecture,
+            hf_config=model.config,
+            model_name=name,
+            post_adapter_hook=lambda adapter: adapt(adapter, model, geometry, implementation),
+        )
+        bridge.__class__ = cls  # as SAETransformerBridge.boot_transformers does
+        assert isinstance(bridge, cls)
+        bridge.geometry = geometry
+        bridge._shares_weights = owners is not model and next(model.parameters()) is next(owners.parameters())
+        bridge._splices = ByEitherName()
+        if geometry.layers[0].has_ple:
+            bridge.hook_ple_inputs = HookPoint()
+        connect(bridge.blocks, text_decoder(model), getattr(bridge, "hook_ple_inputs", None))
+        bridge.train(model.training)
+        bridge._names = {path: canonical_name(path) for path in bridge._hook_registry}
+        if tokenizer is not None:
+            bridge.tokenizer = _prepared(tokenizer)
+            added = detect_tokenizer_bos_eos(bridge.tokenizer)
+            bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = added
+        return bridge
 
     @classmethod
     def boot_transformers(cls, model_name: str, **kwargs: Any) -> Gemma4Bridge:  # type: ignore[override]
@@ -99,140 +147,151 @@ class Gemma4Bridge(SAETransformerBridge):
         hf_model = kwargs.pop("hf_model", None)
         return cls.boot(model_name if hf_model is None else hf_model, model_name=model_name, **kwargs)
 
-    @classmethod
-    def _wrap(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, model_name: str | None
-    ) -> Gemma4Bridge:
-        architecture = _architecture(model)
-        bridge = build_bridge_from_module(
-            model,
-            architecture,
-            hf_config=model.config,
-            model_name=model_name or model.config._name_or_path or architecture,
-            post_adapter_hook=lambda adapter: _drop_missing_towers(adapter, model),
-        )
-        bridge.__class__ = cls  # as SAETransformerBridge.boot_transformers does
-        assert isinstance(bridge, cls)
-        bridge._acts_to_saes = {}
-        bridge._transcoder_output_hooks = {}
-        bridge._own_hook_points = {}
-        if tokenizer is not None:
-            bridge.tokenizer = _prepared(tokenizer)
-            added = detect_tokenizer_bos_eos(bridge.tokenizer)
-            bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = added
-        return bridge
-
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
-        """Every hook point by every name it has; those of an attached SAE instead of the one it stands in for."""
-        hooks = dict(super().hook_dict)
-        hooks.update({alias: hooks[path] for alias, path in self._aliases().items() if path in hooks})
+        """Every hook point by its path and by its canonical name."""
+        hooks = dict(self._hook_registry)
+        hooks.update({name: hooks[path] for path, name in self._names.items()})
+        for splice in self._splices.values():
+            hooks.update({canonical_name(path): hook for path, hook in splice.hooks.items()})
         return hooks
 
-    def hook_point(self, name: str) -> HookPoint:
-        """The hook point of this name; `UnknownNameError` if the model has none."""
-        hooks = self.hook_dict
-        if name in hooks:
-            return hooks[name]
-        path = self._resolve_hook_name(name)
-        attached = isinstance(self._hook_registry.get(path), _SAEWrapper)
-        hint = f"An SAE is attached there: hook {path}.hook_sae_input or {path}.hook_sae_output." if attached else ""
-        raise UnknownNameError("hook", name, hooks, hint)
+    def hook_point(self, name: str, hint: str = "") -> HookPoint:
+        """The hook point of this name, whichever of its names; `UnknownNameError` if the model has none."""
+        point = self._hook_registry.get(self._resolve_hook_name(name))
+        if point is None:
+            raise UnknownNameError("hook", name, self.hook_dict, hint or why_missing(name, self.geometry))
+        return point
+
+    def forward(
+        self,
+        input: Any,
+        *args: Any,
+        stop_at_layer: int | None = None,
+        isolate_documents: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `TransformerBridge.forward`.
+
+        Args:
+            stop_at_layer: run the layers before this one and return the residual stream that it would read; the
+                number of layers returns what the final norm would read.
+            isolate_documents: packed documents, each opened by BOS, do not see each other.
+        """
+        known = _FORWARD_ARGUMENTS | set(inspect.signature(self.original_model.forward).parameters)
+        if unknown := sorted(set(kwargs) - known):
+            raise UnknownNameError("argument of the model", unknown[0], known)
+        if isinstance(input, torch.Tensor) and not input.numel():
+            raise ConfigError(f"There are no tokens in a tensor of shape {tuple(input.shape)}.")
+        if isolate_documents:
+            tokens = self.to_tokens(input) if isinstance(input, str | list) else input
+            input, kwargs = tokens, isolate(self.original_model, tokens, kwargs)
+        if not kwargs.get("use_past_kv_cache"):
+            kwargs.setdefault("use_cache", kwargs.get("past_key_values") is not None)
+        with self._stopping(checked_stop(stop_at_layer, self.geometry.n_layers)):
+            return super().forward(input, *args, **kwargs)
 
     def run_with_cache(
         self,
         input: Any,
         return_cache_object: bool = True,
         remove_batch_dim: bool = False,
-        names_filter: str | list[str] | Callable[[str], bool] | None = None,
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+        stop_at_layer: int | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As `TransformerBridge.run_with_cache`; a name in `names_filter` that the model lacks raises."""
-        self._check_hooks([names_filter] if isinstance(names_filter, str) else names_filter)
-        return super().run_with_cache(  # type: ignore[call-overload]
-            input, return_cache_object, remove_batch_dim, names_filter, *args, **kwargs
-        )
+        """As `TransformerBridge.run_with_cache`; the cache is read with any name of a hook.
+
+        Raises:
+            UnknownNameError: a name in `names_filter` that the model lacks.
+            ConfigError: a name that a run with this `stop_at_layer` would not come to.
+        """
+        if kwargs.get("incl_bwd") and stop_at_layer is not None:
+            raise ConfigError("incl_bwd needs a loss, and a run with stop_at_layer has none.")
+        names: Any = [names_filter] if isinstance(names_filter, str) else names_filter
+        if callable(names):
+            check_filter(names, self.hook_dict)
+        by_name = names is not None and not callable(names)
+        paths = self._paths(names) if by_name else names
+        stop = checked_stop(stop_at_layer, self.geometry.n_layers, names if by_name else ())
+        with self._stopping(stop):
+            output, cache = super().run_with_cache(input, False, False, paths, None, *args, **kwargs)
+        if not return_cache_object:
+            return output, ByEitherName(cache)
+        gemma4_cache = Gemma4Cache(cache, self)
+        return output, gemma4_cache.remove_batch_dim() if remove_batch_dim else gemma4_cache
 
     def run_with_hooks(
-        self, input: Any, fwd_hooks: HookList = (), bwd_hooks: HookList = (), *args: Any, **kwargs: Any
+        self,
+        input: Any,
+        fwd_hooks: HookList = (),
+        bwd_hooks: HookList = (),
+        *args: Any,
+        stop_at_layer: int | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As `TransformerBridge.run_with_hooks`; a hook name that the model lacks raises."""
-        self._check_hooks(name for name, _ in (*fwd_hooks, *bwd_hooks))
-        return super().run_with_hooks(input, list(fwd_hooks), list(bwd_hooks), *args, **kwargs)
+        """As `TransformerBridge.run_with_hooks`; errors as `run_with_cache`."""
+        fwd, bwd = self._resolved(fwd_hooks), self._resolved(bwd_hooks)
+        names = [name for name, _ in (*fwd_hooks, *bwd_hooks) if isinstance(name, str)]
+        stop = checked_stop(stop_at_layer, self.geometry.n_layers, names)
+        with self._stopping(stop):
+            return super().run_with_hooks(input, fwd, bwd, *args, **kwargs)
 
     def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = (), *args: Any, **kwargs: Any) -> Any:
         """As `TransformerBridge.hooks`; a hook name that the model lacks raises."""
-        self._check_hooks(name for name, _ in (*fwd_hooks, *bwd_hooks))
-        return super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs)  # type: ignore[no-untyped-call]
+        fwd, bwd = self._resolved(fwd_hooks), self._resolved(bwd_hooks)
+        return super().hooks(fwd, bwd, *args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kwargs: Any) -> None:
+    def add_hook(self, name: str | Callable[[str], bool], hook_fn: Any, dir: Any = "fwd", **kwargs: Any) -> None:  # type: ignore[override]
         """As `TransformerBridge.add_hook`; a hook name that the model lacks raises."""
-        self._check_hooks([name])
-        super().add_hook(name, *args, **kwargs)
+        [(name, _)] = self._resolved([(name, hook_fn)])
+        if isinstance(name, str):
+            self.hook_point(name).add_hook(hook_fn, dir=dir, **kwargs)
+        else:
+            super().add_hook(name, hook_fn, dir, **kwargs)
 
-    def add_sae(self, sae: SAE[Any], use_error_term: bool | None = None) -> None:
-        """Attach an SAE or transcoder until `reset_saes`; one already there by the same name is replaced.
+    def __str__(self) -> str:
+        return super().__str__().replace("TransformerBridge", type(self).__name__, 1)
 
-        Raises:
-            UnknownNameError: the model has no hook of the SAE's `hook_name` or `hook_name_out`.
-            SAEError: the SAE names no hook; hooks wait at the point that it would stand in for and would no longer
-                fire; or an attached SAE is in the way: at that point by another name, elsewhere by this name, or
-                where a transcoder reads.
-        """
-        metadata = sae.cfg.metadata
-        if not metadata.hook_name:
-            raise SAEError("This SAE's metadata has no hook_name: set sae.cfg.metadata.hook_name before attaching it.")
-        names = metadata.hook_name, metadata.hook_name_out or metadata.hook_name
-        source, path = (self._resolve_hook_name(name) for name in names)
-        for name, where in zip(names, (source, path), strict=True):
-            if where not in self._hook_registry:
-                raise UnknownNameError("hook", name, self.hook_dict, "The SAE's metadata names it.")
-        read: Any = self._hook_registry[source]
-        point: Any = self._hook_registry[path]
-        for act_name, attached in self._acts_to_saes.items():
-            if (read is not point and attached is read) or (attached is point) != (act_name == metadata.hook_name):
-                raise SAEError(f"The SAE attached as {act_name} is in the way of one at {path}: reset it first.")
-        if isinstance(point, HookPoint):
-            if point.has_hooks():
-                raise SAEError(f"Hooks wait at {path} and would not fire under an SAE: remove them first.")
-            self._own_hook_points[path] = point
-        super().add_sae(sae, use_error_term=use_error_term)
-
-    def _reset_sae(self, act_name: str, prev_wrapper: _SAEWrapper | None = None) -> None:
-        path = self._transcoder_output_hooks.get(act_name) or self._resolve_hook_name(act_name)
-        was_attached = act_name in self._acts_to_saes
-        super()._reset_sae(act_name)
-        if was_attached:
-            point = self._own_hook_points[path]
-            set_deep_attr(self, path, point)
-            point.name = path  # set_deep_attr renames it to the last part
-            self._hook_registry[path] = point
-        if prev_wrapper is not None:
-            self.add_sae(prev_wrapper.sae, use_error_term=prev_wrapper.use_error_term)
+    def _stack_block_params(self, attr_path: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+        try:
+            return super()._stack_block_params(attr_path, *args, **kwargs)
+        except (RuntimeError, TypeError) as e:
+            raise ModelError(
+                f"{attr_path} differs from layer to layer: read it of one, bridge.blocks[N].{attr_path}."
+            ) from e
 
     def _resolve_hook_name(self, hook_name: str) -> str:
-        return self._aliases().get(hook_name, hook_name)
+        return bridge_path(hook_name)
 
-    def _aliases(self) -> dict[str, str]:
-        """Alias → path. Stock does not resolve those with several possible targets (`hook_embed`)."""
-        aliases = {}
-        for alias, targets in self.hook_aliases.items():
-            for target in [targets] if isinstance(targets, str) else targets:
-                if target in self._hook_registry:
-                    aliases[alias] = target
-                    break
-        aliases.update(self._collect_hook_aliases_from_registry())  # type: ignore[no-untyped-call]
-        return aliases
+    def _paths(self, names: Sequence[str]) -> list[str]:
+        return [str(self.hook_point(name).name) for name in names]
 
-    def _check_hooks(self, names: Iterable[Any] | Callable[[str], bool] | None) -> None:
-        """Raise `UnknownNameError` for the first string that is no hook's name; filter functions pass."""
-        if names is None or callable(names):
-            return
-        known = self.hook_dict
-        for name in names:
-            if isinstance(name, str) and name not in known:
-                self.hook_point(name)
+    def _resolved(self, hooks: HookList) -> list[tuple[Any, Callable[..., Any]]]:
+        """Hooks by path; a filter that matches no hook raises `ConfigError`."""
+        for name, _ in hooks:
+            if callable(name):
+                check_filter(name, self.hook_dict)
+        return [(name if callable(name) else self._paths([name])[0], hook) for name, hook in hooks]
+
+    @contextmanager
+    def _stopping(self, stop: int | None) -> Iterator[None]:
+        if stop is None:
+            yield
+        elif stop == self.geometry.n_layers:
+
+            def end(_: Any, args: tuple[torch.Tensor, ...]) -> None:
+                raise StopAtLayerException(args[0])
+
+            with self.ln_final.register_forward_pre_hook(end):
+                yield
+        else:
+            self.blocks[stop]._stops_here = True
+            try:
+                yield
+            finally:
+                self.blocks[stop]._stops_here = False
 
 
 def _architecture(model: PreTrainedModel) -> str:
@@ -245,34 +304,8 @@ def _architecture(model: PreTrainedModel) -> str:
     )
 
 
-def _check_in_memory(
-    model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, hf_kwargs: dict[str, Any]
-) -> None:
-    """A model in memory is neither moved nor cast, so what it is asked to be it must be already."""
-    gemma4_geometry(getattr(model, "config", None))
-    if hf_kwargs:
-        raise ModelError(f"{', '.join(hf_kwargs)}: these apply to a model loaded by name, not to one in memory.")
-    if dtype is not None and str(dtype).removeprefix("torch.") != str(model.dtype).removeprefix("torch."):
-        raise ModelError(f"The model in memory is {model.dtype}, not {dtype}: cast it before wrapping it.")
-    if device is not None:
-        asked = torch.device(device)
-        if asked.type != model.device.type or asked.index not in (None, model.device.index):
-            raise ModelError(f"The model in memory is on {model.device}, not {asked}: move it before wrapping it.")
-
-
-def _drop_missing_towers(adapter: ArchitectureAdapter, model: PreTrainedModel) -> None:
-    """Unmap the vision parts this model lacks. TransformerLens calls a model multimodal if it takes images."""
-    parts = adapter.components
-    for key, name in (("vision_encoder", "vision_tower"), ("vision_projector", "embed_vision")):
-        if getattr(model.model, name, None) is None:
-            parts.pop(key, None)
-    adapter.cfg.is_multimodal = "vision_projector" in parts
-
-
 def _prepared(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A copy that can pad a batch: the bridge sets sides and padding on its tokenizer."""
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ModelError(f"A {type(tokenizer).__name__} is not a tokenizer; of a processor, pass its .tokenizer.")
     tokenizer = copy.deepcopy(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

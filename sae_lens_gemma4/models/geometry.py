@@ -57,6 +57,11 @@ def is_gemma4(config: Any) -> bool:
     return getattr(config, "model_type", None) in GEMMA4_MODEL_TYPES
 
 
+def text_decoder(model: Any) -> Any:
+    """The text decoder in a transformers model of the family: what has `embed_tokens`, `layers` and `norm`."""
+    return getattr(model.model, "language_model", model.model)
+
+
 def gemma4_geometry(hf_config: Any) -> Geometry:
     """Read the geometry of a Gemma 4 model from its `transformers` config, composite or text-only.
 

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from sae_lens import SAE
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -55,3 +57,30 @@ def _has_hook(model: HookedModel, name: str) -> bool:
 def model_name(model: HookedModel) -> str | None:
     """What the model is called, if it says."""
     return getattr(model, "model_name", None) or getattr(getattr(model, "cfg", None), "model_name", None)
+
+
+def warn_if_base_sae(sae: SAE[Any], model: HookedModel) -> None:
+    """Warn, once for each pair of models, of an SAE that was trained on another Gemma 4 than it is attached to."""
+    theirs, ours = sae.cfg.metadata.model_name, model_name(model)
+    trained, attached = _family(theirs), _family(ours)
+    warned: set[tuple[str | None, str | None]] = model.__dict__.setdefault("_warned_of_saes", set())
+    if trained is None or attached is None or trained == attached or (theirs, ours) in warned:
+        return
+    warned.add((theirs, ours))
+    advice = "Its features mean nothing there."
+    if trained[0] == attached[0]:
+        advice = (
+            "SAEs can collapse between the base and the tuned model: measure this one there (sae-lens-gemma4 evaluate) "
+            "and, if it is a misfit, continue its training (sae-lens-gemma4 train; docs/recipes.md)."
+        )
+    where = sae.cfg.metadata.hook_name
+    warnings.warn(f"The SAE at {where} was trained on {theirs} and is attached to {ours}. {advice}", stacklevel=3)
+
+
+def _family(name: str | None) -> tuple[str, bool] | None:
+    """Which Gemma 4 a name means, and whether the tuned one: `google/gemma-4-E4B-it` is `("gemma-4-e4b", True)`."""
+    parts = str(name).rsplit("/", 1)[-1].lower().split("-")
+    if parts[:2] != ["gemma", "4"]:
+        return None
+    tuned = "it" in parts
+    return "-".join(parts[: parts.index("it")] if tuned else [p for p in parts if p not in ("pt", "base")]), tuned

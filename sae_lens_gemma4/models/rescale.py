@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sae_lens_gemma4.errors import ConfigError
-from sae_lens_gemma4.models.geometry import gemma4_geometry
+from sae_lens_gemma4.models.geometry import gemma4_geometry, text_decoder
 
 _WRITERS = ("post_attention_layernorm", "post_feedforward_layernorm", "post_per_layer_input_norm")
 
@@ -33,7 +33,7 @@ def rescale_residual_(model: PreTrainedModel, scale: float) -> PreTrainedModel:
     gemma4_geometry(model.config)
     if not 0 < scale < float("inf"):
         raise ConfigError(f"A residual scale must be positive and finite, not {scale}.")
-    decoder: Any = getattr(model.model, "language_model", model.model)
+    decoder = text_decoder(model)
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     if head.weight is embedding.weight:

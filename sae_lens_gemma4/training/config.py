@@ -74,12 +74,16 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Training text, held-out text and the context both are packed to. Held-out text must not be in training."""
+    """Training text, held-out text and the context both are packed to. Held-out text must not be in training.
+
+    With `isolate_documents`, documents packed into one block do not see each other.
+    """
 
     train: list[Source]
     heldout: list[Source]
     context_size: int = 1024
     exclude_special_tokens: bool = True
+    isolate_documents: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,13 +153,14 @@ class ContinueTrainingRunner:
         hook_name: str,
         source: dict[str, Any],
     ) -> dict[str, SAEEvaluation]:
-        blocks = self.cfg.training.batch_blocks
-        return {
-            name: evaluate_sae(
-                sae, model, c, hook_name=hook_name, batch_blocks=blocks, source=source, progress=self.progress
-            )
-            for name, c in heldout.items()
+        settings: dict[str, Any] = {
+            "hook_name": hook_name,
+            "batch_blocks": self.cfg.training.batch_blocks,
+            "isolate_documents": self.cfg.data.isolate_documents,
+            "source": source,
+            "progress": self.progress,
         }
+        return {name: evaluate_sae(sae, model, corpus, **settings) for name, corpus in heldout.items()}
 
     def _trainer(self, sae: TrainingSAE[Any]) -> SAETrainer[Any, Any]:
         t = self.cfg.training
@@ -195,7 +196,14 @@ class ContinueTrainingRunner:
 
         def activations() -> Iterator[torch.Tensor]:
             while True:
-                for batch in harvest(model, train, [hook_name], batch_blocks=t.batch_blocks, shuffle=order):
+                for batch in harvest(
+                    model,
+                    train,
+                    [hook_name],
+                    batch_blocks=t.batch_blocks,
+                    shuffle=order,
+                    isolate_documents=self.cfg.data.isolate_documents,
+                ):
                     yield batch.acts[hook_name].to(self.cfg.model.device, torch.float32)
 
         buffer = max(t.buffer_blocks * train.context_size, 2 * t.batch_size)

@@ -139,7 +139,9 @@ def test_joined_corpora_keep_documents_apart(tokenizer):
         (["", ""], DataError, "holds no text"),
         (["<bos>"], DataError, "masked|holds no text"),
         ([["not a message"]], DataError, "Document 0"),
-        ([[{"from": "human", "value": "hi"}]], DataError, "'role' and 'content'"),
+        ([[{"speaker": "human", "value": "hi"}]], DataError, "'role' and 'content'"),
+        ([[{"from": "narrator", "value": "hi"}]], DataError, "is from 'narrator'; known: human, user"),
+        ([[{"from": "human", "value": None}]], DataError, "'value': 'NoneType'"),
         ([[{"role": "user", "content": None}]], DataError, "'content': 'NoneType'"),
         ({"text": ["a"]}, DataError, "dict"),
         ("embedded:txt", UnknownNameError, "embedded:text"),
@@ -152,6 +154,15 @@ def test_joined_corpora_keep_documents_apart(tokenizer):
 def test_what_cannot_be_read_is_named(tokenizer, source, error, message):
     with pytest.raises(error, match=message):
         build_corpus(source, tokenizer, context_size=8)
+
+
+def test_share_gpt_s_rows_are_the_same_chats(tokenizer):
+    turns = [("human", "user", "hi"), ("gpt", "assistant", "yes"), ("human", "user", "so")]
+    theirs = [[{"from": who, "value": text} for who, _, text in turns]]
+    ours = [[{"role": role, "content": text} for _, role, text in turns]]
+    a, b = (build_corpus(rows, tokenizer, context_size=24) for rows in (theirs, ours))
+    assert torch.equal(a.tokens_bp, b.tokens_bp)
+    assert "yes" in tokenizer.decode(a.tokens_bp.flatten())
 
 
 def test_a_dataset_that_cannot_be_reached_is_one_of_our_errors(tokenizer):

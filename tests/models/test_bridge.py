@@ -6,72 +6,31 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
-from sae_lens.saes.sae import SAEMetadata
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import (
     Gemma4TextModel,
-    Gemma4UnifiedForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from sae_lens_gemma4.errors import ModelError, SAEError, UnknownNameError
+from sae_lens_gemma4.errors import ModelError, UnknownNameError
 from sae_lens_gemma4.models.bridge import Gemma4Bridge
-from sae_lens_gemma4.testing import VARIANTS, tiny_gemma4, tiny_tokenizer
-
-TOKENS = torch.arange(100, 124).view(2, 12)
-BOTH_NAMES = pytest.mark.parametrize("name", ["blocks.2.hook_resid_post", "blocks.2.hook_out"])
-
-
-def unified_text_only() -> PreTrainedModel:
-    composite = tiny_gemma4("unified")
-    model = Gemma4UnifiedForCausalLM(composite.config.text_config).eval()
-    model.model.load_state_dict(composite.model.language_model.state_dict())
-    return model
-
-
-FORMS: dict[str, Callable[[], PreTrainedModel]] = {v: (lambda v=v: tiny_gemma4(v)) for v in VARIANTS}
-FORMS["unified_text_only"] = unified_text_only
+from sae_lens_gemma4.testing import tiny_gemma4, tiny_tokenizer
+from tests.models.forms import BOTH_NAMES, FORMS, TOKENS, eager_logits, layer_2_output, random_sae
 
 
 @pytest.fixture
 def bridge() -> Gemma4Bridge:
     return Gemma4Bridge.boot(tiny_gemma4("ple"))
-
-
-@torch.no_grad()
-def eager_logits(model: PreTrainedModel, *, replace_layer_2: Callable[[Any], Any] | None = None) -> torch.Tensor:
-    """Transformers' own logits, with eager attention; optionally with the output of layer 2 replaced."""
-    model.set_attn_implementation("eager")
-    decoder = getattr(model.model, "language_model", model.model)
-    if replace_layer_2 is None:
-        return model(TOKENS).logits
-    handle = decoder.layers[2].register_forward_hook(lambda _m, _args, out: replace_layer_2(out))
-    try:
-        return model(TOKENS).logits
-    finally:
-        handle.remove()
-
-
-def random_sae(hook_name: str | None, hook_name_out: str | None = None) -> StandardSAE:
-    metadata = SAEMetadata(hook_name=hook_name, hook_name_out=hook_name_out)
-    sae = StandardSAE(StandardSAEConfig(d_in=64, d_sae=128, metadata=metadata))
-    with torch.no_grad():
-        for parameter in sae.parameters():
-            parameter.normal_(std=0.1)
-    return sae
 
 
 # --- building one
@@ -86,24 +45,35 @@ def test_logits_are_exactly_eager_transformers(form: str) -> None:
     with torch.no_grad():
         assert (bridge(TOKENS) - eager_logits(FORMS[form]())).abs().max() == 0
         assert (bridge(TOKENS) - FORMS[form]()(TOKENS).logits).abs().max() < 1e-4  # sdpa
-    assert bridge.original_model is model
+    assert bridge.original_model is not model
     assert not any(m.training for m in bridge.modules())
     assert (bridge.cfg.n_layers, bridge.cfg.d_model, bridge.cfg.device) == (6, 64, "cpu")
 
 
-def test_what_boot_changes_in_the_model() -> None:
+def test_the_passed_model_is_not_changed() -> None:
+    """Stock wraps its modules, switches it to eager attention and gives its head a bias."""
     model = tiny_gemma4("ple_multimodal")
-    before = copy.deepcopy(model.config)
-    pointers = {p.data_ptr() for p in model.parameters()}
-    assert before._attn_implementation == "sdpa"
-    Gemma4Bridge.boot(model)
-    after = {p.data_ptr(): p for p in model.parameters()}
-    assert pointers < set(after)
-    assert [p.data_ptr() for ptr, p in after.items() if ptr not in pointers] == [model.lm_head.bias.data_ptr()]
-    assert model.lm_head.bias.count_nonzero() == 0
-    assert model.config.to_dict() == before.to_dict()
-    for config in (model.config, model.config.text_config, model.config.vision_config):
-        assert config._attn_implementation == "eager"
+    config, logits = copy.deepcopy(model.config), model(TOKENS).logits
+    modules, state = dict(model.named_modules()), {k: t.data_ptr() for k, t in model.state_dict().items()}
+    bridge = Gemma4Bridge.boot(model)
+    bridge.run_with_cache(TOKENS)
+    bridge.run_with_saes(TOKENS, saes=random_sae("blocks.2.hook_resid_post"))
+    assert dict(model.named_modules()) == modules
+    assert {k: t.data_ptr() for k, t in model.state_dict().items()} == state
+    assert model.config.to_dict() == config.to_dict()
+    for c in (model.config, model.config.text_config, model.config.vision_config):
+        assert c._attn_implementation == "sdpa"
+    assert (model(TOKENS).logits - logits).abs().max() == 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert {p.data_ptr() for p in model.parameters()} < {p.data_ptr() for p in bridge.original_model.parameters()}
+
+
+def test_two_bridges_of_one_model_do_not_meet() -> None:
+    model = tiny_gemma4("ple")
+    first, second = Gemma4Bridge.boot(model), Gemma4Bridge.boot(model)
+    first.add_hook("blocks.2.hook_resid_post", lambda value, hook: value * 0)
+    assert (second(TOKENS) - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
+    assert (first(TOKENS) - second(TOKENS)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -167,15 +137,27 @@ def test_subclasses_are_wrapped_as_what_they_extend() -> None:
     assert (Gemma4Bridge.boot(model)(TOKENS) - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
 
 
-def test_a_model_in_memory_is_not_moved_or_cast() -> None:
+def test_a_model_in_memory_in_another_dtype_is_a_copy() -> None:
     model = tiny_gemma4("ple")
-    Gemma4Bridge.boot(model, device="cpu", dtype="float32")
-    with pytest.raises(ModelError, match=r"is torch.float32, not torch.bfloat16: cast it"):
-        Gemma4Bridge.boot(model, dtype=torch.bfloat16)
-    with pytest.raises(ModelError, match="is on cpu, not cuda: move it"):
-        Gemma4Bridge.boot(model, device="cuda")
+    assert Gemma4Bridge.boot(model, device="cpu", dtype="float32").cfg.dtype == torch.float32
+    bridge = Gemma4Bridge.boot(model, dtype="bfloat16")
+    assert {p.dtype for p in bridge.original_model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert bridge.cfg.dtype == torch.bfloat16
+    with pytest.raises(UnknownNameError, match=r"Unknown dtype 'bfloat61'\. Did you mean 'bfloat16'"):
+        Gemma4Bridge.boot(model, dtype="bfloat61")
     with pytest.raises(ModelError, match="revision: these apply to a model loaded by name"):
         Gemma4Bridge.boot(model, revision="main")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_another_attention_than_eager(form: str) -> None:
+    model = FORMS[form]()
+    bridge = Gemma4Bridge.boot(model, attn_implementation="sdpa")
+    with torch.no_grad():
+        assert (bridge(TOKENS) - model(TOKENS).logits).abs().max() == 0
+    with pytest.raises(ModelError, match="attn_implementation='flesh' cannot be used"):
+        Gemma4Bridge.boot(model, attn_implementation="flesh")
 
 
 # --- the tokenizer
@@ -278,12 +260,6 @@ def test_stock_would_run_one(installs: list[Any]) -> None:
 # --- hooks fire, by either name
 
 
-def layer_2_output() -> torch.Tensor:
-    seen: list[torch.Tensor] = []
-    eager_logits(tiny_gemma4("ple"), replace_layer_2=lambda out: seen.append(out.clone()))
-    return seen[0]
-
-
 @BOTH_NAMES
 @pytest.mark.parametrize("as_list", [False, True])
 def test_run_with_cache(bridge: Gemma4Bridge, name: str, as_list: bool) -> None:
@@ -293,14 +269,27 @@ def test_run_with_cache(bridge: Gemma4Bridge, name: str, as_list: bool) -> None:
     assert (logits - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
 
 
+DEAD_IN_STOCK = (
+    *(f"attn.hook_{name}" for name in ("attn_in", "q_input", "k_input", "v_input", "hidden_states", "result")),
+    *("attn.hook_rot_k", "attn.hook_rot_q", "hook_mlp_in", "rotary_emb.hook_out", "hook_pos_embed"),
+)
+INERT_IN_STOCK = ("router.hook_out", "rotary_emb.hook_in")
+AMBIGUOUS_IN_STOCK = ("rotary_emb.hook_cos", "rotary_emb.hook_sin")
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_hook_dict_has_all_of_transformer_lenss_names(form: str) -> None:
-    """sae_lens drops the aliases; TransformerLens has them."""
-    bridge = Gemma4Bridge.boot(FORMS[form]())
-    expected = TransformerBridge.hook_dict.fget(bridge)  # type: ignore[attr-defined]
-    assert bridge.hook_dict.keys() == expected.keys()
-    assert all(point is expected[name] for name, point in bridge.hook_dict.items())
-    assert set(expected) - set(SAETransformerBridge.hook_dict.fget(bridge)) >= {"blocks.2.hook_resid_post"}
+def test_hook_dict_has_those_of_transformer_lenss_names_that_fire(form: str) -> None:
+    bridge, model = Gemma4Bridge.boot(FORMS[form]()), FORMS[form]()
+    key = {"Gemma4UnifiedForCausalLM": "Gemma4ForCausalLM"}.get(type(model).__name__, type(model).__name__)
+
+    def drop_towers(adapter: Any) -> None:
+        for name in ("vision_encoder", "vision_projector"):
+            adapter.components.pop(name, None)
+
+    stock = build_bridge_from_module(model, key, hf_config=model.config, post_adapter_hook=drop_towers)
+    missing = set(TransformerBridge.hook_dict.fget(stock)) - set(bridge.hook_dict)  # type: ignore[attr-defined]
+    assert [name for name in missing if not name.endswith((*DEAD_IN_STOCK, *INERT_IN_STOCK, *AMBIGUOUS_IN_STOCK))] == []
+    assert all(bridge.hook_point(name) is point for name, point in bridge.hook_dict.items())
 
 
 def test_run_with_cache_by_function_or_without_a_filter(bridge: Gemma4Bridge) -> None:
@@ -345,119 +334,6 @@ def test_backward_hooks_fire(bridge: Gemma4Bridge, name: str) -> None:
     assert (seen[0] - kept[0].grad).abs().max() < 1e-5 * kept[0].grad.abs().max()
 
 
-# --- SAEs
-
-
-@BOTH_NAMES
-@pytest.mark.parametrize("form", FORMS)
-def test_an_sae_is_spliced_in(form: str, name: str) -> None:
-    sae = random_sae(name)
-    bridge = Gemma4Bridge.boot(FORMS[form]())
-    expected = eager_logits(FORMS[form](), replace_layer_2=sae)
-    with torch.no_grad():
-        assert (bridge.run_with_saes(TOKENS, saes=sae) - expected).abs().max() == 0
-        assert (bridge(TOKENS) - eager_logits(FORMS[form]())).abs().max() == 0
-        bridge.add_sae(sae)
-        assert (bridge(TOKENS) - expected).abs().max() == 0
-    assert bridge.acts_to_saes == {name: sae}
-
-
-@BOTH_NAMES
-def test_hooks_fire_beside_an_attached_sae(bridge: Gemma4Bridge, name: str) -> None:
-    """At the layers below and above; at the SAE's own point its hooks stand in, and the point's own name raises."""
-    sae = random_sae(name)
-    bridge.add_sae(sae)
-    below, above, output = "blocks.1.hook_resid_post", "blocks.3.hook_out", "blocks.2.hook_out.hook_sae_output"
-    seen: dict[str, torch.Tensor] = {}
-    keep = [(key, lambda value, hook, key=key: seen.__setitem__(key, value)) for key in (below, above, output)]
-    with torch.no_grad():
-        bridge.run_with_hooks(TOKENS, fwd_hooks=keep)
-        _, cache = bridge.run_with_cache(TOKENS, names_filter=[below, above, output])
-        assert (seen[output] - sae(layer_2_output())).abs().max() == 0
-    assert all((cache[key] - seen[key]).abs().max() == 0 for key in (below, above, output))
-    for stands_in_for in ("blocks.2.hook_resid_post", "blocks.2.hook_out"):
-        with pytest.raises(UnknownNameError, match=r"An SAE is attached there: hook blocks\.2\.hook_out\.hook_sae_"):
-            bridge.run_with_hooks(TOKENS, fwd_hooks=[(stands_in_for, lambda value, hook: value)])
-
-
-@BOTH_NAMES
-def test_after_an_sae_everything_is_as_before(bridge: Gemma4Bridge, name: str) -> None:
-    point = bridge.blocks[2].hook_out
-    bridge.run_with_saes(TOKENS, saes=random_sae(name))
-    assert bridge.blocks[2].hook_out is bridge.blocks[2].hook_resid_post is point
-    fired: list[str] = []
-
-    def note(value: torch.Tensor, hook: Any) -> None:
-        fired.append(hook.name)
-
-    for other in ("blocks.2.hook_resid_post", "blocks.2.hook_out"):
-        fired.clear()
-        bridge.run_with_hooks(TOKENS, fwd_hooks=[(other, note)])
-        bridge.add_hook(other, note)
-        with torch.no_grad():
-            _, cache = bridge.run_with_cache(TOKENS, names_filter=other)
-        bridge.reset_hooks()
-        assert fired == ["blocks.2.hook_out"] * 2
-        assert (cache[other] - layer_2_output()).abs().max() == 0
-
-
-def test_reshaping_hook_points_survive_an_sae(bridge: Gemma4Bridge) -> None:
-    """attn.hook_z is split into heads by its hook point; stock puts a plain one in its place."""
-    name = "blocks.1.attn.hook_z"
-    shape = bridge.run_with_cache(TOKENS, names_filter=name)[1][name].shape
-    assert shape == (2, 12, 4, 16)
-    bridge.run_with_saes(TOKENS, saes=random_sae(name))
-    assert bridge.run_with_cache(TOKENS, names_filter=name)[1][name].shape == shape
-
-
-def test_an_sae_replaces_one_of_the_same_name_for_a_while(bridge: Gemma4Bridge) -> None:
-    first, second = random_sae("blocks.2.hook_resid_post"), random_sae("blocks.2.hook_resid_post")
-    bridge.add_sae(first)
-    with torch.no_grad():
-        during, after = bridge.run_with_saes(TOKENS, saes=second), bridge(TOKENS)
-    assert (during - eager_logits(tiny_gemma4("ple"), replace_layer_2=second)).abs().max() == 0
-    assert (after - eager_logits(tiny_gemma4("ple"), replace_layer_2=first)).abs().max() == 0
-    other_name = random_sae("blocks.2.hook_out")
-    elsewhere = random_sae("blocks.2.hook_resid_post", "blocks.3.hook_resid_post")
-    reading_it = random_sae("blocks.2.hook_out", "blocks.3.hook_resid_post")
-    for conflicting in (other_name, elsewhere, reading_it):
-        with pytest.raises(SAEError, match=r"SAE attached as blocks\.2\.hook_resid_post is in the way of one at block"):
-            bridge.add_sae(conflicting)
-    with pytest.raises(SAEError):
-        bridge.run_with_saes(TOKENS, saes=other_name)
-    assert (bridge(TOKENS) - after).abs().max() == 0
-    bridge.reset_saes()
-    assert (bridge(TOKENS) - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
-
-
-def test_a_transcoder_reads_one_point_and_stands_in_for_another(bridge: Gemma4Bridge) -> None:
-    transcoder = random_sae("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
-    inputs: list[torch.Tensor] = []
-    model = tiny_gemma4("ple")
-    model.model.layers[1].register_forward_hook(lambda _m, _args, out: inputs.append(out.clone()))
-    expected = eager_logits(model, replace_layer_2=lambda out: transcoder(inputs[-1]))
-    assert (bridge.run_with_saes(TOKENS, saes=transcoder) - expected).abs().max() == 0
-    assert (bridge(TOKENS) - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
-    assert not any(point.has_hooks() for point in bridge.hook_dict.values())
-    assert bridge.hook_point("blocks.2.hook_resid_post") is bridge.blocks[2].hook_out
-
-
-def test_an_sae_on_the_embeddings(bridge: Gemma4Bridge) -> None:
-    """`hook_embed` has a list of possible targets; stock does not resolve it and attaches nothing."""
-    sae = random_sae("hook_embed")
-    model = tiny_gemma4("ple")
-    model.model.embed_tokens.register_forward_hook(lambda _m, _args, out: sae(out))
-    assert (bridge.run_with_saes(TOKENS, saes=sae) - eager_logits(model)).abs().max() == 0
-    assert (bridge(TOKENS) - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
-
-
-def test_waiting_hooks_are_not_dropped_silently(bridge: Gemma4Bridge) -> None:
-    bridge.add_hook("blocks.2.hook_resid_post", lambda value, hook: value)
-    with pytest.raises(SAEError, match=r"Hooks wait at blocks\.2\.hook_out"):
-        bridge.run_with_saes(TOKENS, saes=random_sae("blocks.2.hook_resid_post"))
-    assert bridge.hook_dict["blocks.2.hook_out"].has_hooks()
-
-
 # --- wrong names
 
 
@@ -490,17 +366,6 @@ def test_unknown_hooks_raise_everywhere(form: str, wrong: str, right: str) -> No
     assert not any(point.has_hooks() for point in bridge.hook_dict.values())
 
 
-def test_stock_skips_an_sae_without_a_hook() -> None:
-    """Why `add_sae` is overridden: stock runs the bare model."""
-    model = tiny_gemma4("ple")
-    stock = build_bridge_from_module(model, "Gemma4ForCausalLM", hf_config=model.config)
-    stock.__class__ = SAETransformerBridge
-    stock._acts_to_saes, stock._transcoder_output_hooks = {}, {}
-    logits = stock.run_with_saes(TOKENS, saes=random_sae("blocks.2.hook_resid_pst"))
-    assert (logits - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
-    assert stock.run_with_cache(TOKENS, names_filter="blocks.2.hook_resid_post")[1].cache_dict == {}
-
-
 def test_hooks_that_a_layer_lacks(bridge: Gemma4Bridge) -> None:
     """Layers 3–5 of "ple" read other layers' keys and values."""
     assert bridge.hook_point("blocks.2.attn.hook_k").name == "blocks.2.attn.k.hook_out"
@@ -508,6 +373,58 @@ def test_hooks_that_a_layer_lacks(bridge: Gemma4Bridge) -> None:
         bridge.run_with_cache(TOKENS, names_filter="blocks.3.attn.hook_k")
 
 
-def test_an_sae_that_names_no_hook(bridge: Gemma4Bridge) -> None:
-    with pytest.raises(SAEError, match="no hook_name"):
-        bridge.add_sae(random_sae(None))
+# --- weights by head
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_split_into_each_layers_own_heads(form: str) -> None:
+    """Stock splits a full layer's into the sliding layers' heads, or raises."""
+    bridge = Gemma4Bridge.boot(FORMS[form]())
+    for block, layer in zip(bridge.blocks, bridge.geometry.layers, strict=True):
+        attention = block.attn.original_component
+        for name, heads in (("q", layer.n_heads), ("k", layer.n_kv_heads), ("v", layer.n_kv_heads)):
+            projection = getattr(attention, f"{name}_proj", None)
+            if projection is None or not hasattr(attention, f"{name}_proj"):
+                continue
+            split = getattr(block.attn, f"W_{name.upper()}")
+            assert split.shape == (heads, 64, layer.head_dim)
+            assert torch.equal(split.transpose(1, 2).flatten(0, 1), projection.weight)
+        assert block.attn.W_O.shape == (layer.n_heads, layer.head_dim, 64)
+        assert torch.equal(block.attn.W_O.flatten(0, 1).T, attention.o_proj.weight)
+    with pytest.raises(ModelError, match=r"attn\.W_Q differs from layer to layer: read it of one, bridge\.blocks\[N\]"):
+        _ = bridge.W_Q
+
+
+def test_a_bridge_says_what_it_is(bridge: Gemma4Bridge) -> None:
+    assert str(bridge).startswith("Gemma4Bridge")
+    with pytest.raises(
+        UnknownNameError, match=r"Layer 3 attends with keys and values of layer 1: see blocks\.3\.attn\.ho"
+    ):
+        bridge.hook_point("blocks.3.attn.hook_k")
+
+
+def test_what_stock_does_wrong_in_silence_is_refused() -> None:
+    shared = Gemma4Bridge.boot(tiny_gemma4("ple"))
+    assert shared.to("cpu") is shared
+    for refused in (
+        lambda: shared.to(torch.bfloat16),
+        lambda: shared.to("meta"),
+        lambda: shared.enable_compatibility_mode(),
+        lambda: shared.set_use_hook_mlp_in(True),
+        lambda: shared.set_use_attn_result(True),
+    ):
+        with pytest.raises(ModelError):
+            refused()
+    with pytest.raises(ModelError, match="those of the model that was passed in"):
+        Gemma4Bridge.boot(tiny_gemma4("ple"), device="cpu", dtype="float32").to("meta")
+    assert {p.dtype for p in shared.original_model.parameters()} == {torch.float32}
+
+
+def test_hooks_of_the_owner_stay_with_the_owner() -> None:
+    model = tiny_gemma4("ple")
+    model.model.layers[2].register_forward_hook(lambda _m, _args, out: out * 0)
+    bridge = Gemma4Bridge.boot(model)
+    with torch.no_grad():
+        assert (bridge(TOKENS) - eager_logits(tiny_gemma4("ple"))).abs().max() == 0
+        hidden = bridge.original_model(TOKENS, output_hidden_states=True).hidden_states
+    assert len(hidden) == 7

@@ -9,6 +9,7 @@ import sae_lens_gemma4 as g4
 from sae_lens_gemma4.embedded import MODELS
 from sae_lens_gemma4.errors import ModelError, UnknownNameError
 from sae_lens_gemma4.models.bridge import Gemma4Bridge
+from sae_lens_gemma4.models.geometry import text_decoder
 from sae_lens_gemma4.models.loading import load_hf_model
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
 from sae_lens_gemma4.testing import tiny_gemma4, tiny_tokenizer
@@ -117,3 +118,105 @@ def test_an_unknown_class_names_the_nearest():
         runner.load_model("HookedTransfomer", "gpt2")
     with pytest.raises(UnknownNameError, match=r"blocks\.3\.hook_resid_post"):
         runner.load_model("Gemma4ProxyLM", "gemma-4-demo", device="cpu", hook_names=["blocks.3.hook_resid_psot"])
+
+
+# --- a model in memory
+
+
+CLASSES = {"Gemma4Bridge": Gemma4Bridge.boot, "Gemma4ProxyLM": Gemma4ProxyLM}
+both = pytest.mark.parametrize("make", CLASSES.values(), ids=CLASSES)
+
+
+@both
+@torch.no_grad()
+def test_both_classes_take_a_name_a_path_or_a_model_and_an_in_memory_tokenizer(make, saved):
+    folder, _ = saved
+    tokenizer = tiny_tokenizer()
+    by_path, in_memory = make(folder, attn_implementation="eager"), make(load_hf_model(folder)[0], tokenizer)
+    difference = by_path(TOKENS) - in_memory(TOKENS)
+    assert difference.abs().max() < 1e-4
+    assert by_path.tokenizer.decode([300, 301]) == in_memory.tokenizer.decode([300, 301])
+    assert make("gemma-4-demo", tokenizer).tokenizer.get_vocab() == tokenizer.get_vocab()
+    with pytest.raises(ModelError, match=r"of a processor, pass its \.tokenizer"):
+        make(load_hf_model(folder)[0], object())
+
+
+@both
+@pytest.mark.parametrize("variant", ["ple_multimodal", "moe"])
+@torch.no_grad()
+def test_a_model_in_memory_is_cast_in_a_copy(make, variant):
+    """As transformers loads it: rotary frequencies stay in float32, which `model.to(dtype)` would round."""
+    model = tiny_gemma4(variant)
+    before = {name: (t.dtype, t.data_ptr()) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    half = make(model, tiny_tokenizer(), dtype="bfloat16", attn_implementation="eager")
+    inner = getattr(half, "original_model", None) or half.model
+    assert {name: (t.dtype, t.data_ptr()) for name, t in (*model.named_parameters(), *model.named_buffers())} == before
+    assert model.config.get_text_config()._attn_implementation == "sdpa"
+    assert {p.dtype for p in inner.parameters()} == {torch.bfloat16}
+    assert {b.dtype for n, b in inner.named_buffers() if n.endswith("inv_freq")} == {torch.float32}
+    assert {b.dtype for n, b in inner.named_buffers() if n.endswith("layer_scalar")} == {torch.bfloat16}
+    embedding = inner.get_input_embeddings().weight
+    assert embedding.data_ptr() == inner.lm_head.weight.data_ptr()  # still tied
+    reference = tiny_gemma4(variant)
+    for name, tensor in (*reference.named_parameters(), *reference.named_buffers()):
+        if "inv_freq" not in name:
+            tensor.data = tensor.data.to(torch.bfloat16)
+    reference.set_attn_implementation("eager")
+    assert torch.equal(half(TOKENS), reference(input_ids=TOKENS, use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_the_proxy_uses_the_model_itself_unless_asked_for_another():
+    model = tiny_gemma4("ple")
+    assert Gemma4ProxyLM(model, tiny_tokenizer()).model is model
+    assert Gemma4ProxyLM(model, tiny_tokenizer(), device="cpu", dtype="float32").model is model
+    eager = Gemma4ProxyLM(model, tiny_tokenizer(), attn_implementation="eager")
+    assert eager.model is not model
+    assert eager.model.lm_head.weight is model.lm_head.weight
+    assert model.config._attn_implementation == "sdpa"
+
+
+def offloaded(model, folder):
+    """A device map with two layers on disk, as one with several GPUs: accelerate wraps every module's forward."""
+    prefix = "model.language_model." if hasattr(model.model, "language_model") else "model."
+    places = {f"{prefix}{name}": "cpu" for name, _ in text_decoder(model).named_children() if name != "layers"}
+    places |= {f"{prefix}layers.{n}": "disk" if n in (2, 4) else "cpu" for n in range(6)} | {"lm_head": "cpu"}
+    places |= {f"model.{name}": "cpu" for name, _ in model.model.named_children() if prefix != "model."}
+    places.pop("model.language_model", None)
+    return {"device_map": places, "offload_folder": str(folder)}
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+@pytest.mark.parametrize("variant", ["ple", "moe", "unified"])
+@pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
+@torch.no_grad()
+def test_a_device_map_is_passed_through_and_every_hook_works_under_it(tmp_path, class_name, variant):
+    plain = tiny_gemma4(variant)
+    plain.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    reference = Gemma4ProxyLM(plain, tiny_tokenizer(), attn_implementation="eager")
+    model = g4.load_model(
+        tmp_path, class_name, device="cuda", attn_implementation="eager", **offloaded(plain, tmp_path / "off")
+    )
+    assert torch.equal(model(TOKENS), reference(TOKENS))
+    expected, actual = reference.run_with_cache(TOKENS)[1], model.run_with_cache(TOKENS)[1]
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+    for name in ("blocks.2.hook_resid_mid", "blocks.2.attn.hook_k_used", "blocks.4.hook_resid_prescale"):
+        hooks = {
+            "fwd_hooks": [(name, lambda value, hook: value / 2 if "k_used" not in hook.name else value.roll(1, 1))]
+        }
+        difference = model.run_with_hooks(TOKENS, **hooks) - reference.run_with_hooks(TOKENS, **hooks)
+        assert difference.abs().max() < 1e-5
+    hf_model = getattr(model, "original_model", None) or model.model
+    with pytest.raises(ModelError, match="placed by a device_map, cannot be cast or moved"):
+        Gemma4Bridge.boot(hf_model, dtype="bfloat16")
+
+
+def test_towers_are_loaded_when_asked_for(tmp_path):
+    tiny_gemma4("ple_multimodal").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert load_hf_model(tmp_path)[0].model.vision_tower is None
+    model, _ = load_hf_model(tmp_path, towers=True)
+    assert model.model.vision_tower is not None
+    assert "vision_encoder.hook_out" in g4.load_model(tmp_path, "Gemma4Bridge", towers=True).hook_dict

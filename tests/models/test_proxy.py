@@ -1,5 +1,7 @@
 """The proxy against the model itself, hooked by hand."""
 
+import threading
+
 import pytest
 import torch
 from datasets import Dataset
@@ -58,6 +60,7 @@ def test_logits_are_the_model_s_own(proxy, tokens):
     assert torch.equal(proxy(tokens), expected)
 
 
+@torch.no_grad()
 def test_every_value_is_what_a_hand_made_hook_sees(proxy, tokens):
     layers = decoder(proxy.model).layers
     _, cache = proxy.run_with_cache(tokens)
@@ -142,25 +145,6 @@ def test_any_module_can_be_hooked_by_its_path(ple, tokens):
     assert torch.equal(cache["model.layers.1.mlp.gate_proj"], expected)
 
 
-@torch.no_grad()
-def test_stop_at_layer_runs_no_layer_beyond_and_returns_the_residual(proxy, tokens):
-    n = proxy.geometry.n_layers
-    _, full = proxy.run_with_cache(tokens)
-    ran = []
-    handles = [
-        layer.register_forward_hook(lambda *_args, i=i: ran.append(i))
-        for i, layer in enumerate(decoder(proxy.model).layers)
-    ]
-    resid, cache = proxy.run_with_cache(tokens, names_filter=["blocks.1.hook_resid_post"], stop_at_layer=2)
-    assert ran == [0, 1]
-    for handle in handles:
-        handle.remove()
-    assert torch.equal(resid, full["blocks.2.hook_resid_pre"])
-    assert torch.equal(cache["blocks.1.hook_resid_post"], full["blocks.1.hook_resid_post"])
-    assert torch.equal(proxy(tokens, stop_at_layer=n), full[f"blocks.{n - 1}.hook_resid_post"])
-    assert torch.equal(proxy(tokens, stop_at_layer=-1), full[f"blocks.{n - 1}.hook_resid_pre"])
-
-
 def test_nothing_is_left_on_the_model_after_a_forward(ple, tokens):
     ple.run_with_cache(tokens, names_filter=["blocks.1.hook_resid_post"], stop_at_layer=2)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in ple.model.modules())
@@ -216,6 +200,7 @@ def test_tokens_never_start_with_a_bos_they_were_not_asked_for(ple):
         ple.to_tokens(["a", "a much longer text than that"])
 
 
+@torch.no_grad()
 def test_stock_s_activations_store_sees_no_bos_in_mid_context(ple):
     dataset = Dataset.from_dict({"text": ["import os and import sys again and again " * 5] * 40})
     store = ActivationsStore(
@@ -256,3 +241,51 @@ def test_wrong_arguments_are_named(ple, tokens):
         ple(tokens, return_type="nonsense")
     with pytest.raises(ConfigError, match="stop_at_layer"):
         ple(tokens, stop_at_layer=99)
+
+
+# --- one run at a time
+
+
+@torch.no_grad()
+def test_threads_take_turns(tokens):
+    """Two proxies on one model, hooked differently; without turns they leave the model itself changed."""
+    model = tiny_gemma4("ple")
+    plain = model(input_ids=tokens, use_cache=False).logits
+    names = ["blocks.2.hook_resid_mid", "blocks.3.attn.hook_v_used", "blocks.1.hook_attn_out", "hook_ple_inputs"]
+    proxies = [Gemma4ProxyLM(model, tiny_tokenizer()) for _ in names]
+
+    def edit(proxy, name):
+        return proxy.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: value * 0.5)])
+
+    expected = [edit(proxy, name) for proxy, name in zip(proxies, names, strict=True)]
+    wrong = []
+
+    def work(proxy, name, theirs):
+        with torch.no_grad():
+            wrong.extend(name for _ in range(8) if not torch.equal(edit(proxy, name), theirs))
+
+    threads = [threading.Thread(target=work, args=args) for args in zip(proxies, names, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert torch.equal(model(input_ids=tokens, use_cache=False).logits, plain)
+
+
+def test_a_hook_that_runs_its_own_model_is_refused_and_leaves_nothing(tokens):
+    model = tiny_gemma4("ple")
+    outer, inner = Gemma4ProxyLM(model, tiny_tokenizer()), Gemma4ProxyLM(model, tiny_tokenizer())
+    with pytest.raises(ConfigError, match="A hook cannot run the model that it hooks"):
+        outer.run_with_hooks(tokens, fwd_hooks=[("blocks.2.hook_resid_mid", lambda value, hook: inner(tokens))])
+    assert torch.equal(inner(tokens), tiny_gemma4("ple")(input_ids=tokens, use_cache=False).logits)
+
+
+def test_gradient_checkpointing_and_hooks_are_refused(tokens):
+    """It would compute the layers again after the taps are gone, and the gradients would be others."""
+    model = tiny_gemma4("ple").train()
+    model.gradient_checkpointing_enable()
+    proxy = Gemma4ProxyLM(model, tiny_tokenizer())
+    proxy(tokens).sum().backward()
+    with pytest.raises(ConfigError, match="Hooks and gradient checkpointing cannot go together"):
+        proxy.run_with_hooks(tokens, fwd_hooks=[("blocks.2.hook_attn_out", lambda value, hook: value * 2)])

@@ -1,0 +1,95 @@
+"""The documentation says what the package does: its tables, its pictures, its code and its example."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from sae_lens_gemma4.models.geometry import gemma4_geometry
+from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS
+from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
+from sae_lens_gemma4.testing import VARIANTS, tiny_gemma4
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(path: str) -> ModuleType:
+    """A script of the repository, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
+
+
+check_docs = script("recipes/check_docs.py")
+
+
+def test_the_tables_of_hook_points_are_up_to_date() -> None:
+    page = check_docs.PAGE.read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in BLOCK_HOOKS)
+    assert page == check_docs.with_tables(page), "run: python recipes/check_docs.py --write"
+
+
+def test_tables_that_are_out_of_date_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = check_docs.PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(check_docs, "PAGE", tmp_path / "models.md")
+    check_docs.PAGE.write_text(page.replace("the keys this layer attends with", "keys"), encoding="utf-8")
+    assert check_docs.main([]) == 1
+    assert re.search(r"docs/models\.md: .* run: python recipes/check_docs\.py --write", capsys.readouterr().out)
+
+
+def test_code_that_fails_is_reported_at_its_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_docs, "PAGE", tmp_path / "models.md")
+    check_docs.PAGE.write_text("# Models\n\n```python\na = 1\n```\n\n```python\nassert a == 2\n```\n", encoding="utf-8")
+    assert check_docs.main([]) == 1
+    assert 'models.md", line 8' in capsys.readouterr().err
+
+
+def test_the_code_runs() -> None:
+    assert torch.is_grad_enabled()
+    check_docs.run_code(check_docs.PAGE.read_text(encoding="utf-8"))
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_layer_has_the_hooks_that_the_tables_say(variant: str) -> None:
+    model = tiny_gemma4(variant)
+    proxy = Gemma4ProxyLM(model)
+    for layer in gemma4_geometry(model.config).layers:
+        said = {name for name in BLOCK_HOOKS if check_docs.layers_with(name)[1](layer)}
+        assert said == {name for name in BLOCK_HOOKS if f"blocks.{layer.index}.{name}" in proxy.hook_dict}
+
+
+@pytest.mark.parametrize(("picture", "kind"), [("layer-dense-ple.svg", "ple"), ("layer-moe.svg", "moe")])
+def test_a_picture_has_its_layer_s_hooks_each_once(picture: str, kind: str) -> None:
+    elements = list(ElementTree.parse(ROOT / "docs" / picture).iter())
+    drawn = [e.text for e in elements if e.get("class") == "hook"]
+    assert sorted(map(str, drawn)) == sorted(name for name, hook in BLOCK_HOOKS.items() if hook.only in (None, kind))
+    dots = [e for e in elements if e.tag.endswith("}circle") and e.get("class") != "sum"]
+    assert len(dots) == len(drawn)
+
+
+def test_the_example_routes_one_token(capsys: pytest.CaptureFixture[str]) -> None:
+    example = script("docs/route_a_token.py")
+    with torch.random.fork_rng():
+        before, after, (chosen, idle) = example.main()
+    assert chosen in before.experts and idle not in before.experts
+    assert after.experts == [idle if expert == chosen else expert for expert in before.experts]
+    p = example.POSITION
+    latents, logits = after.latents_pl - before.latents_pl, after.logits_pv - before.logits_pv
+    assert latents[:p].abs().max() < 1e-4 and logits[:p].abs().max() < 1e-4
+    assert latents[p].abs().max() > 0.5 and logits[p].abs().max() > 0.1
+    assert f"{before.experts} -> {after.experts}" in capsys.readouterr().out
