@@ -71,6 +71,7 @@ class Gemma4Bridge(SplicesSAEs, AmendedBridge):
         "hook_embed": "embed.hook_out",
         "hook_unembed": "unembed.hook_out",
     }
+    _forward_arguments: set[str]
     _names: dict[str, str]
     """The canonical name of every path in the registry, SAEs' left out."""
 
@@ -128,6 +129,7 @@ class Gemma4Bridge(SplicesSAEs, AmendedBridge):
         bridge.__class__ = cls  # as SAETransformerBridge.boot_transformers does
         assert isinstance(bridge, cls)
         bridge.geometry = geometry
+        bridge._forward_arguments = _FORWARD_ARGUMENTS | set(inspect.signature(model.forward).parameters)
         bridge._shares_weights = owners is not model and next(model.parameters()) is next(owners.parameters())
         bridge._splices = ByEitherName()
         if geometry.layers[0].has_ple:
@@ -178,9 +180,8 @@ class Gemma4Bridge(SplicesSAEs, AmendedBridge):
                 number of layers returns what the final norm would read.
             isolate_documents: packed documents, each opened by BOS, do not see each other.
         """
-        known = _FORWARD_ARGUMENTS | set(inspect.signature(self.original_model.forward).parameters)
-        if unknown := sorted(set(kwargs) - known):
-            raise UnknownNameError("argument of the model", unknown[0], known)
+        if unknown := sorted(set(kwargs) - self._forward_arguments):
+            raise UnknownNameError("argument of the model", unknown[0], self._forward_arguments)
         if isinstance(input, torch.Tensor) and not input.numel():
             raise ConfigError(f"There are no tokens in a tensor of shape {tuple(input.shape)}.")
         if isolate_documents:

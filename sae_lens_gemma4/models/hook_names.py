@@ -204,12 +204,11 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def shape_of(name: str) -> str | None:
-    """The shape of a hook of the tables, in words; None for another hook."""
+def hook_of(name: str) -> Hook | None:
+    """What the tables say of a hook; None for one that is not in them."""
     name = canonical_name(name)
     match = _BLOCK.fullmatch(name)
-    hook = MODEL_HOOKS.get(name) if match is None else BLOCK_HOOKS.get(match[2])
-    return None if hook is None else hook.shape
+    return MODEL_HOOKS.get(name) if match is None else BLOCK_HOOKS.get(match[2])
 
 
 def has_no_batch_axis(name: str) -> bool:

@@ -22,7 +22,7 @@ from transformer_lens.hook_points import HookPoint
 
 from sae_lens_gemma4.errors import SAEError, check_name
 from sae_lens_gemma4.models.cache import ByEitherName
-from sae_lens_gemma4.models.hook_names import RESID, bridge_path, canonical_name, shape_of
+from sae_lens_gemma4.models.hook_names import RESID, bridge_path, canonical_name, hook_of
 from sae_lens_gemma4.models.interface import warn_if_base_sae
 
 _ATTACHED: WeakKeyDictionary[SAE[Any], str] = WeakKeyDictionary()
@@ -151,7 +151,8 @@ class SplicesSAEs(SAETransformerBridge):
         source = self.hook_point(name_read, hint)
         target = self.hook_point(metadata.hook_name_out or name_read, hint)
         replaced = self._splices.get(name_read)
-        if shape_of(name_read) == RESID and sae.cfg.d_in != self.cfg.d_model:
+        hook = hook_of(name_read)
+        if hook is not None and hook.shape == RESID and sae.cfg.d_in != self.cfg.d_model:
             raise SAEError(f"{name_read} is {self.cfg.d_model} wide; this SAE reads {sae.cfg.d_in}.")
         if sae in _ATTACHED and not (replaced is not None and replaced.wrapper.sae is sae):
             where = _ATTACHED[sae]

@@ -26,7 +26,7 @@ from sae_lens_gemma4.models.arguments import why_missing
 from sae_lens_gemma4.models.attention import open_attention
 from sae_lens_gemma4.models.cache import ByEitherName
 from sae_lens_gemma4.models.geometry import Geometry, text_decoder
-from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS, HF_PREFIX, LM_HEAD, MODEL_HOOKS, layer_of, site_of
+from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS, HF_PREFIX, LM_HEAD, MODEL_HOOKS, hook_of, layer_of, site_of
 from sae_lens_gemma4.models.layer import Points, is_live, open_decoder, open_layer
 from sae_lens_gemma4.models.moe import open_moe
 
@@ -64,13 +64,11 @@ class TappedPoints(ByEitherName):
     def _exists(self, name: str) -> bool:
         if (site := site_of(name)) is not None:
             return self._fires_once(site.path)
-        layer = layer_of(name)
-        if layer is None:
-            hook = MODEL_HOOKS.get(name)
-        else:
-            hook = BLOCK_HOOKS.get(name.split(".", 2)[2]) if layer < self._geometry.n_layers else None
-        geometry = self._geometry.layers[layer or 0]
-        return hook is not None and {"ple": geometry.has_ple, "moe": geometry.is_moe, None: True}[hook.only]
+        hook, layer = hook_of(name), layer_of(name) or 0
+        if hook is None or layer >= self._geometry.n_layers:
+            return False
+        geometry = self._geometry.layers[layer]
+        return {"ple": geometry.has_ple, "moe": geometry.is_moe, None: True}[hook.only]
 
     def _fires_once(self, path: str) -> bool:
         module = self._modules.get(path) if path else None
