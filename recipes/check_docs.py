@@ -1,4 +1,4 @@
-"""Hold `docs/models.md` to the package: its tables of hook points are made from the data, and its code runs.
+"""Hold the pages of `docs` to the package: their tables are made from the data, and their code runs.
 
 python recipes/check_docs.py            # exit status 1 if the tables are not up to date or a block fails
 python recipes/check_docs.py --write    # put the tables in, then run the code
@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 
+from sae_lens_gemma4.catalogue import table
+from sae_lens_gemma4.catalogue.formats import FORMS
+from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.models.geometry import LayerGeometry
 from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS, HF_PREFIX, MODEL_HOOKS, Hook, bridge_path, hf_name, site_of
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
-_TABLES = re.compile(r"(?<=<!-- hook tables -->\n).*?(?=<!-- end of hook tables -->)", re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = ("models.md", "releases.md")
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 LAYERS: dict[str, tuple[str, Callable[[LayerGeometry], bool]]] = {
@@ -70,38 +73,63 @@ def _row(prefix: str, name: str, hook: Hook, hf_prefix: str, where: str) -> str:
     return f"| `{name}` | {hook.meaning} | {shape} | {'' if path == name else f'`{path}`'} | {hf} | {where} |"
 
 
+def forms() -> str:
+    """The forms of SAE files, for `docs/releases.md`."""
+    rows = tuple((f"`{form.name}`", form.title) for form in FORMS.values())
+    return f"\n{table.Grid(('form', 'what it is'), rows).markdown()}\n\n"
+
+
+def catalogue() -> str:
+    """The releases, for `docs/releases.md`."""
+    return f"\n{table.page(releases().values())}\n"
+
+
+MADE: dict[str, Callable[[], str]] = {"hook tables": hook_tables, "forms": forms, "releases": catalogue}
+"""What stands between `<!-- name -->` and `<!-- end of name -->`, by that name."""
+
+
 def with_tables(page: str) -> str:
     """The page with the tables as they should be."""
-    return _TABLES.sub(lambda _: hook_tables(), page)
+    for name, make in MADE.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if start in page:
+            page = page[: page.index(start)] + start + make() + page[page.index(end) :]
+    return page
 
 
-def run_code(page: str) -> None:
+def run_code(page: str, name: str) -> None:
     """Run the page's Python blocks, in order and in one namespace; an error's traceback has the page's line."""
-    namespace: dict[str, Any] = {"__name__": PAGE.name}
+    namespace: dict[str, Any] = {"__name__": name}
     with torch.enable_grad():  # puts back what the page sets
         for block in _PYTHON.finditer(page):
             lines_before = page.count("\n", 0, block.start(1))
-            exec(compile("\n" * lines_before + block[1], str(PAGE), "exec"), namespace)
+            exec(compile("\n" * lines_before + block[1], str(DOCS / name), "exec"), namespace)
+
+
+def check(name: str, write: bool) -> bool:
+    """Whether a page is as it should be; says what is wrong with it."""
+    page = (DOCS / name).read_text(encoding="utf-8")
+    wanted = with_tables(page)
+    if page != wanted and not write:
+        print(f"docs/{name}: its tables are not up to date; run: python recipes/check_docs.py --write")
+        return False
+    if page != wanted:
+        (DOCS / name).write_text(wanted, encoding="utf-8")
+    try:
+        run_code(wanted, name)
+    except Exception:
+        traceback.print_exc()
+        print(f"docs/{name}: the code fails at the line above; mend the page or the package.")
+        return False
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Check docs/models.md: its tables and its code.")
-    parser.add_argument("--write", action="store_true", help="put the tables into the page")
+    parser = argparse.ArgumentParser(description="Check the pages of docs: their tables and their code.")
+    parser.add_argument("--write", action="store_true", help="put the tables into the pages")
     write = parser.parse_args(arguments).write
-    page = PAGE.read_text(encoding="utf-8")
-    wanted = with_tables(page)
-    if page != wanted and not write:
-        print("docs/models.md: the tables of hook points are not up to date; run: python recipes/check_docs.py --write")
-        return 1
-    if page != wanted:
-        PAGE.write_text(wanted, encoding="utf-8")
-    try:
-        run_code(wanted)
-    except Exception:
-        traceback.print_exc()
-        print("docs/models.md: the code fails at the line above; mend the page or the package.")
-        return 1
-    return 0
+    checked = [check(name, write) for name in PAGES]
+    return 0 if all(checked) else 1
 
 
 if __name__ == "__main__":

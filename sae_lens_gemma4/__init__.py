@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sae_lens_gemma4 import testing as testing
     from sae_lens_gemma4.activations.corpus import Corpus as Corpus
     from sae_lens_gemma4.activations.corpus import build_corpus as build_corpus
+    from sae_lens_gemma4.catalogue.converter import converter as converter
+    from sae_lens_gemma4.catalogue.labels import FeatureLabel as FeatureLabel
+    from sae_lens_gemma4.catalogue.labels import iter_feature_labels as iter_feature_labels
+    from sae_lens_gemma4.catalogue.labels import load_feature_labels as load_feature_labels
     from sae_lens_gemma4.catalogue.registry import Release as Release
     from sae_lens_gemma4.catalogue.registry import releases as releases
     from sae_lens_gemma4.errors import Gemma4SAEError as Gemma4SAEError
@@ -40,6 +44,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Corpus": "activations.corpus",
     "build_corpus": "activations.corpus",
+    "FeatureLabel": "catalogue.labels",
+    "iter_feature_labels": "catalogue.labels",
+    "load_feature_labels": "catalogue.labels",
+    "converter": "catalogue.converter",
     "Release": "catalogue.registry",
     "releases": "catalogue.registry",
     "Gemma4SAEError": "errors",

@@ -7,6 +7,8 @@ sae_lens raises in the same place, so that code written for stock goes on workin
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -37,6 +39,10 @@ class SAEError(Gemma4SAEError, ValueError):
     """An SAE that cannot be read, restored or attached as asked."""
 
 
+class HubError(Gemma4SAEError, OSError):
+    """A repository or file of the hub that is gone, gated, or cannot be reached."""
+
+
 class DataError(Gemma4SAEError, ValueError):
     """A corpus that is empty, too small, or not of a form that can be read."""
 
@@ -47,6 +53,30 @@ class ConfigError(Gemma4SAEError, ValueError):
 
 class DependencyError(Gemma4SAEError, ImportError):
     """An installed sae_lens or transformer_lens is not the one this package extends."""
+
+
+class CatalogueWarning(UserWarning):
+    """Something to know of an SAE that was loaded; the kinds of it can be filtered by name."""
+
+
+class CaveatWarning(CatalogueWarning):
+    """What the catalogue says of a release that its user should know."""
+
+
+class MismatchWarning(CatalogueWarning):
+    """A file that says otherwise than the catalogue."""
+
+
+class UnstatedWarning(CatalogueWarning):
+    """Something that matters, that neither the files nor their author state, and what was taken for it."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the caller's own code that led here, whatever of sae_lens and this package lies between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("sae_lens", "sae_lens_gemma4"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def nearest(name: str, known: Iterable[str], n: int = 2) -> list[str]:

@@ -11,14 +11,24 @@ Registering is cheap: models and catalogue are imported when first asked for, an
 from __future__ import annotations
 
 import functools
+import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS, NAMED_PRETRAINED_SAE_LOADERS
 
-from sae_lens_gemma4.catalogue.formats import package
-from sae_lens_gemma4.errors import DataError, DependencyError, UnknownNameError
+from sae_lens_gemma4.catalogue import LOADER
+from sae_lens_gemma4.errors import (
+    CatalogueWarning,
+    DataError,
+    DependencyError,
+    UnknownNameError,
+    check_name,
+    nearest,
+    warn_caller,
+)
 
 WRAPPED = {
     # load_model.py:18, an if-chain over class names
@@ -35,6 +45,8 @@ WRAPPED = {
         "sae_lens.saes.sae",
         "sae_lens.evals",
     ),
+    # saes/sae.py:691, warns of a raw repository id with the first release of that repository
+    "from_pretrained_with_cfg_and_sparsity": ("sae_lens.saes.sae:SAE",),
     # util.py:103, leaves turn markers among the tokens that count
     "get_special_token_ids": (
         "sae_lens.util",
@@ -80,8 +92,8 @@ def register() -> None:
         wrapper = wrappers.setdefault(original, _WRAPPERS[name](original))
         _originals[holder, name] = original, wrapper
         setattr(pkgutil.resolve_name(holder), name, wrapper)
-    NAMED_PRETRAINED_SAE_LOADERS[package.NAME] = package.load
-    NAMED_PRETRAINED_SAE_CONFIG_GETTERS[package.NAME] = package.load_config
+    NAMED_PRETRAINED_SAE_LOADERS[LOADER] = _load_sae
+    NAMED_PRETRAINED_SAE_CONFIG_GETTERS[LOADER] = _load_sae_config
 
 
 def unregister() -> None:
@@ -95,16 +107,17 @@ def unregister() -> None:
             directory.pop(name, None)
         _our_rows.clear()
     for (holder, name), (original, wrapper) in _originals.items():
-        if getattr(pkgutil.resolve_name(holder), name) is wrapper:  # else another package has wrapped ours since
+        # else another package has wrapped ours since
+        if inspect.getattr_static(pkgutil.resolve_name(holder), name) is wrapper:
             setattr(pkgutil.resolve_name(holder), name, original)
     _originals.clear()
     for registry in (NAMED_PRETRAINED_SAE_LOADERS, NAMED_PRETRAINED_SAE_CONFIG_GETTERS):
-        registry.pop(package.NAME, None)
+        registry.pop(LOADER, None)
 
 
 def _lookup(holder: str, name: str) -> Any:
     try:
-        return getattr(pkgutil.resolve_name(holder), name)
+        return inspect.getattr_static(pkgutil.resolve_name(holder), name)
     except (ImportError, AttributeError) as e:
         import sae_lens
 
@@ -112,6 +125,59 @@ def _lookup(holder: str, name: str) -> Any:
             f"sae_lens {sae_lens.__version__} has no {holder}.{name}, which this package extends. "
             "It is made for sae-lens >=6.54,<7; see docs/architecture.md, 'The door'."
         ) from e
+
+
+def _load_sae(
+    repo_id: str,
+    folder_name: str,
+    device: str = "cpu",
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+) -> Any:
+    from sae_lens_gemma4.catalogue.converter import Converter
+
+    return Converter()(
+        repo_id=repo_id,
+        folder_name=folder_name,
+        device=device,
+        force_download=force_download,
+        cfg_overrides=cfg_overrides,
+    )
+
+
+def _load_sae_config(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    from sae_lens_gemma4.catalogue.converter import Converter
+
+    return Converter().config(*args, **kwargs)
+
+
+def _wrap_from_pretrained(stock: Any) -> Any:
+    @functools.wraps(stock.__func__)
+    def from_pretrained_with_cfg_and_sparsity(cls: Any, release: str, sae_id: str, *args: Any, **kwargs: Any) -> Any:
+        from sae_lens_gemma4.catalogue.registry import find
+
+        directory = pkgutil.resolve_name("sae_lens.loading.pretrained_saes_directory:get_pretrained_saes_directory")()
+        if release in _our_rows:
+            check_name(f"SAE id of {release}", sae_id, directory[release].saes_map)
+        close = [] if "/" in release or release in directory else nearest(release, directory, n=1)
+        if _our_rows.intersection(close):
+            raise UnknownNameError("SAE release", release, directory)
+        known = find(release, sae_id) if release not in directory else None
+        if known is None or known[0].name not in _our_rows:
+            return stock.__func__(cls, release, sae_id, *args, **kwargs)
+        registered, entry = known[0].name, known[1].id
+        warn_caller(
+            f"{sae_id} of the repository {release} has a name: SAE.from_pretrained({registered!r}, {entry!r}), "
+            "which also sets what is known of its model and hook.",
+            CatalogueWarning,
+        )
+        if known[0].form != "sae_lens" and kwargs.get("converter") is None:  # stock cannot read it
+            release, sae_id = registered, entry
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are loading an SAE using the HuggingFace repo_id", UserWarning)
+            return stock.__func__(cls, release, sae_id, *args, **kwargs)
+
+    return classmethod(from_pretrained_with_cfg_and_sparsity)
 
 
 def _wrap_load_model(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,6 +275,7 @@ def _wrap_set_metadata(stock: Callable[..., None]) -> Callable[..., None]:
 _WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "load_model": _wrap_load_model,
     "get_pretrained_saes_directory": _wrap_directory,
+    "from_pretrained_with_cfg_and_sparsity": _wrap_from_pretrained,
     "get_special_token_ids": _wrap_special_tokens,
     "tokenize_with_chat_template": _wrap_chat,
     "get_activations": _wrap_get_activations,

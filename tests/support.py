@@ -1,5 +1,9 @@
 """What several tests build: a training SAE with every parameter away from its start, and a small run's config."""
 
+import importlib.util
+import os
+
+import pytest
 import torch
 from sae_lens import (
     BatchTopKTrainingSAE,
@@ -50,3 +54,11 @@ def config(output, model="gemma-4-demo-it-rescaled", **training):
         output=str(output),
         seed=3,
     )
+
+
+def required_module(name):
+    """Skip a test whose reference library is not installed; where all must be, fail it."""
+    if importlib.util.find_spec(name) is None:
+        if os.environ.get("REQUIRE_REFERENCES"):
+            pytest.fail(f"{name} is not installed, and REQUIRE_REFERENCES is set")
+        pytest.skip(f"{name} is not installed")

@@ -7,13 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from importlib.resources import files
 
 import pytest
 import yaml
 
 from sae_lens_gemma4 import cli
+from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.training.config import ContinueTrainingConfig
+from tests.catalogue.local_hub import local_hub
 from tests.support import RELEASE, SAE_ID, config
+
+__all__ = ["local_hub"]
 
 EVALUATE = ["evaluate", RELEASE, SAE_ID, "--model", "gemma-4-demo", "--corpus", "embedded:text", "--split", "heldout"]
 
@@ -36,13 +42,91 @@ def run(monkeypatch, capsys):
     return call
 
 
-def test_releases_as_a_list_and_as_json(run):
+def test_releases_as_a_table_that_fits(run):
     code, out, _ = run("releases")
     assert code == 0
-    assert RELEASE in out
-    assert SAE_ID in out
-    code, out, _ = run("releases", "DEMO", "--json")
-    assert json.loads(out)[0]["saes"][0]["id"] == SAE_ID
+    table, _, footer = out.partition("\n\n")
+    assert [line.split()[0] for line in table.splitlines()[1:]] == list(releases())
+    assert all(len(line) <= 120 for line in table.splitlines())
+    assert f"{len(releases())} releases." in footer
+    assert "docs/releases.md" in footer
+    assert "SAE.from_pretrained(NAME, SAE_ID)" in footer
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits"),
+    [
+        ("DecodeResearch", lambda r: r.repo_id.startswith("decoderesearch/")),
+        ("quantised", lambda r: "quantised" in [caveat.kind for caveat in r.caveats]),
+        ("google/gemma-4-e2b-it", lambda r: r.model == "google/gemma-4-E2B-it"),
+    ],
+)
+def test_releases_by_author_caveat_and_model(run, pattern, fits):
+    code, out, _ = run("releases", pattern, "--json")
+    assert code == 0
+    wanted = [name for name, release in releases().items() if fits(release)]
+    assert [release["name"] for release in json.loads(out)] == wanted
+    assert len(wanted) > 1
+
+
+def test_one_release_is_shown_in_full(run):
+    code, out, _ = run("releases", "juiceb0xc0de")
+    release = releases()["gemma-4-e2b-it-res-jumprelu-juiceb0xc0de"]
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == release.name
+    assert {line.split()[0] for line in lines[-35:]} == set(release.sae_ids)
+    for text in (release.url, "0.9768", *release.sources.values(), *(c.text for c in release.caveats)):
+        assert text in out
+
+
+def test_releases_as_json_have_every_fact(run):
+    code, out, _ = run("releases", "--json")
+    assert code == 0
+    given = {release["name"]: release for release in json.loads(out)}
+    assert list(given) == list(releases())
+    for name, release in releases().items():
+        assert given[name] == json.loads(json.dumps(asdict(release)))
+
+
+def test_a_release_as_an_entry_of_sae_lens(run):
+    code, out, err = run("releases", "--upstream-yaml", "gemma-4-e4b-it-res-matryoshka-atawfeek")
+    assert (code, err) == (0, "")
+    (entry,) = yaml.safe_load(out).values()
+    assert entry["saes"][0] == {
+        "id": "layer_7_width_65k_l0_100", "path": "btk-mat-layer-7-k-100", "l0": 99.3, "variance_explained": 0.8328,
+    }  # fmt: skip
+
+
+def test_a_release_that_its_files_bear_out(run):
+    code, out, _ = run("releases", "--verify", RELEASE)
+    assert code == 0
+    assert re.search(r"new .* context_size .* 128", out)
+    assert f"1 SAE of {RELEASE}: files, form, widths" in out
+    code, out, _ = run("releases", "--verify", RELEASE, "--json")
+    assert code == 0
+    assert {"sae_id": SAE_ID, "fact": "prepend_bos", "stated": None, "found": True, "kind": "new"} in json.loads(out)
+
+
+def test_a_release_that_its_files_contradict(run, local_hub):
+    name = "gemma-4-e4b-it-res-matryoshka-atawfeek"
+    folder = files("sae_lens_gemma4") / "embedded" / "data" / "sae" / SAE_ID
+    there = {f.name: f.read_bytes() for f in folder.iterdir()}
+    paths = [sae.path for sae in releases()[name].saes]
+    local_hub.add("atawfeek/gemma-4-e4b-it-saes", {f"{p}/{n}": data for p in paths for n, data in there.items()})
+    code, out, err = run("releases", "--verify", name)
+    assert (code, err) == (1, "")
+    assert re.search(r"differs .* layer_7_width_65k_l0_100 and 2 more .* d_sae .* 65,536 .* 2,048", out)
+    assert re.search(r"Differences: \d+\.", out)
+    code, out, _ = run("releases", "--verify", name, "--json")
+    assert code == 1
+    assert {"d_in", "d_sae", "k", "model", "hook", "context_size"} <= {d["fact"] for d in json.loads(out)}
+
+
+def test_a_release_whose_repository_is_out_of_reach(run):
+    code, out, err = run("releases", "--verify", "gemma-4-e4b-it-res-matryoshka-atawfeek")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: atawfeek/gemma-4-e4b-it-saes is not in the cache, and the hub cannot be reached")
 
 
 def test_evaluate_prints_and_writes(run, tmp_path):
@@ -72,7 +156,13 @@ def test_train_runs_a_recipe(run, tmp_path):
         (["dmo"], "Did you mean 'demo'"),
         (["demo", "--sed", "1"], "--seed"),
         (["demo", "--seed", "one"], "'one' is not a valid integer"),
-        (["releases", "zzz"], "No release contains 'zzz'"),
+        (["releases", "zzz"], "Unknown release 'zzz'. Known: gemma-3-27b"),
+        (["releases", "atawfek"], "Did you mean 'atawfeek'"),
+        (["releases", "atawfek", "--json"], "Did you mean 'atawfeek'"),
+        (["releases", "--verify", RELEASE.replace("embedded", "embeded")], f"Did you mean '{RELEASE}'"),
+        (["releases", "--upstream-yaml", RELEASE.replace("embedded", "embeded")], f"Did you mean '{RELEASE}'"),
+        (["releases", "--upstream-yaml", RELEASE], "lies in this package"),
+        (["releases", "demo", "--verify", RELEASE], "do not go together"),
         (["train", "nope.yaml"], "nope.yaml cannot be read"),
         (["train"], "Missing argument 'RECIPE'"),
         (["evaluate", RELEASE.replace("embedded", "embeded"), SAE_ID, *EVALUATE[3:]], f"Did you mean '{RELEASE}'"),

@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from sae_lens_gemma4.catalogue.formats import FORMS
+from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.models.geometry import gemma4_geometry
 from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
@@ -33,34 +35,64 @@ def script(path: str) -> ModuleType:
 check_docs = script("recipes/check_docs.py")
 
 
-def test_the_tables_of_hook_points_are_up_to_date() -> None:
-    page = check_docs.PAGE.read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in page for name in BLOCK_HOOKS)
-    assert page == check_docs.with_tables(page), "run: python recipes/check_docs.py --write"
+def page(name: str) -> str:
+    return str((check_docs.DOCS / name).read_text(encoding="utf-8"))
 
 
-def test_tables_that_are_out_of_date_are_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", check_docs.PAGES)
+def test_the_tables_are_up_to_date(name: str) -> None:
+    assert page(name) == check_docs.with_tables(page(name)), "run: python recipes/check_docs.py --write"
+
+
+def test_every_table_has_its_place() -> None:
+    pages = "".join(page(name) for name in check_docs.PAGES)
+    for name in check_docs.MADE:
+        assert pages.count(f"<!-- {name} -->\n\n") == pages.count(f"\n\n<!-- end of {name} -->\n") == 1
+    assert all(f"| `{name}` |" in pages for name in (*BLOCK_HOOKS, *FORMS))
+    assert all(f"\n### {name}\n" in pages for name in releases())
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "otherwise"),
+    [
+        ("models.md", "the keys this layer attends with", "keys"),
+        ("releases.md", "| `k` | 64 |", "| `k` | 65 |"),
+    ],
+)
+def test_tables_that_are_out_of_date_are_named_and_can_be_mended(
+    name: str,
+    told: str,
+    otherwise: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    page = check_docs.PAGE.read_text(encoding="utf-8")
-    monkeypatch.setattr(check_docs, "PAGE", tmp_path / "models.md")
-    check_docs.PAGE.write_text(page.replace("the keys this layer attends with", "keys"), encoding="utf-8")
+    right = page(name)
+    assert told in right
+    monkeypatch.setattr(check_docs, "DOCS", tmp_path)
+    monkeypatch.setattr(check_docs, "PAGES", (name,))
+    monkeypatch.setattr(check_docs, "run_code", lambda *_: None)
+    (tmp_path / name).write_text(right.replace(told, otherwise), encoding="utf-8")
     assert check_docs.main([]) == 1
-    assert re.search(r"docs/models\.md: .* run: python recipes/check_docs\.py --write", capsys.readouterr().out)
+    assert re.search(rf"docs/{name}: .* run: python recipes/check_docs\.py --write", capsys.readouterr().out)
+    assert check_docs.main(["--write"]) == 0
+    assert page(name) == right
 
 
 def test_code_that_fails_is_reported_at_its_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check_docs, "PAGE", tmp_path / "models.md")
-    check_docs.PAGE.write_text("# Models\n\n```python\na = 1\n```\n\n```python\nassert a == 2\n```\n", encoding="utf-8")
+    monkeypatch.setattr(check_docs, "DOCS", tmp_path)
+    monkeypatch.setattr(check_docs, "PAGES", ("models.md",))
+    (tmp_path / "models.md").write_text("# Models\n\n```python\na = 1\n```\n\n```python\nassert a == 2\n```\n")
     assert check_docs.main([]) == 1
     assert 'models.md", line 8' in capsys.readouterr().err
 
 
-def test_the_code_runs() -> None:
+@pytest.mark.parametrize("name", check_docs.PAGES)
+def test_the_code_runs(name: str) -> None:
     assert torch.is_grad_enabled()
-    check_docs.run_code(check_docs.PAGE.read_text(encoding="utf-8"))
+    check_docs.run_code(page(name), name)
     assert torch.is_grad_enabled()
 
 

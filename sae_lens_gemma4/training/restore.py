@@ -17,13 +17,13 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 from sae_lens import SAE, SAEConfig, TrainingSAE
-from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.loading import pretrained_saes_directory
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.util import str_to_dtype
 
+from sae_lens_gemma4.catalogue.converter import converter
 from sae_lens_gemma4.catalogue.registry import releases
-from sae_lens_gemma4.errors import SAEError, UnknownNameError, check_name, nearest
+from sae_lens_gemma4.errors import Gemma4SAEError, SAEError, UnknownNameError, check_name, nearest
 from sae_lens_gemma4.training.config import typed
 
 T = TypeVar("T", bound=SAE[Any])
@@ -41,16 +41,17 @@ _UNIT = 1e-2  # how far from 1 the norms of folded decoder rows may be, bf16 inc
 def load_sae(
     release_or_path: str | Path, sae_id: str | None = None, *, device: str = "cpu", dtype: str = "float32"
 ) -> SAE[Any]:
-    """An SAE from a folder in sae_lens's form, or from a release or hub repository by its id.
+    """An SAE from a folder or weights file of any form known here, or from a release or hub repository by its id.
 
     Raises:
         UnknownNameError: neither a folder nor a release, or a release without such an SAE.
-        SAEError: files that sae_lens cannot read or download, with the folder or repository.
+        SAEError: files that cannot be read, with the folder or repository.
+        HubError: files that cannot be downloaded.
     """
     name, path = str(release_or_path), Path(release_or_path)
-    if sae_id is None and (path / SAE_CFG_FILENAME).is_file():
+    if sae_id is None and path.exists():
         with _readable(str(path)):
-            return SAE.load_from_disk(path, device=device, dtype=dtype)
+            return SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter())
     directory = pretrained_saes_directory.get_pretrained_saes_directory()
     if name in directory:
         known = list(directory[name].saes_map)
@@ -69,6 +70,8 @@ def _readable(what: str) -> Iterator[None]:
     """Whatever stock meets while it downloads and parses, as one `SAEError` that names what was read."""
     try:
         yield
+    except Gemma4SAEError:
+        raise
     except Exception as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else ""
         raise SAEError(f"SAE {what} cannot be read: {type(e).__name__}: {reason}") from e

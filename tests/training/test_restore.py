@@ -16,6 +16,7 @@ from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_gemma4.errors import ConfigError, SAEError, UnknownNameError
 from sae_lens_gemma4.training.restore import inference_form, load_sae, restore_training_sae, training_form
+from tests.catalogue import checkpoints
 from tests.support import D_IN, D_SAE, trained
 
 
@@ -162,9 +163,19 @@ def test_sources_that_do_not_exist_are_named(tmp_path):
     with pytest.raises(UnknownNameError, match="gemma-scope-2b-pt-res"):
         load_sae("gemma-scope-2b-pt-re", "x")
     (tmp_path / "cfg.json").write_text("[]")
-    with pytest.raises(SAEError, match="cannot be read"):
+    with pytest.raises(SAEError, match="has no weights file"):
         load_sae(tmp_path)
     with pytest.raises(SAEError, match="layer_1 of some-author/some-repo cannot be read"):
         load_sae("some-author/some-repo", "layer_1")
     with pytest.raises(SAEError, match=r"blocks\.0\.hook_resid_pre of .*/.* cannot be read"):
         load_sae("gpt2-small-res-jb", "blocks.0.hook_resid_pre")
+
+
+def test_a_folder_or_file_of_a_stranger_is_a_source(tmp_path):
+    sample = checkpoints.dictionary_learning()
+    for name, content in sample.files.items():
+        (tmp_path / name).write_bytes(content)
+    for source in (tmp_path, tmp_path / "ae.pt"):
+        restored = restore_training_sae(source)
+        assert restored.cfg.architecture() == "batchtopk"
+        assert (restored.cfg.k, restored.topk_threshold) == (5, 3.0)

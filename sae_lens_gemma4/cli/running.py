@@ -1,16 +1,7 @@
-"""`sae-lens-gemma4 …`: the package from the command line.
-
-A wrong name or setting is answered in one line, with the nearest right one, and exit code 2; a traceback here is
-a fault of this package. Ctrl-C ends with code 130 and leaves what was saved before as it was.
-"""
+"""`demo`, `train` and `evaluate`: the commands that run a model."""
 
 from __future__ import annotations
 
-import difflib
-import io
-import json
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,26 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae_lens_gemma4 import __version__
-from sae_lens_gemma4.errors import ConfigError, Gemma4SAEError
-
-
-class _Group(click.Group):
-    """Commands that answer a typo with the nearest command, on every click."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, cmd_name)
-        if command is None and not ctx.resilient_parsing:
-            close = difflib.get_close_matches(cmd_name, self.commands, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(sorted(self.commands))}."
-            ctx.fail(f"No such command {cmd_name!r}.{hint}")
-        return command
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="sae-lens-gemma4")
-def cli() -> None:
-    """Sparse autoencoders on Gemma 4: find, evaluate and continue training them with SAELens."""
+from sae_lens_gemma4.cli.group import cli
+from sae_lens_gemma4.errors import ConfigError
 
 
 @cli.command()
@@ -107,7 +80,7 @@ def evaluate(
 ) -> None:
     """Measure an SAE on a model.
 
-    The SAE is a release and an SAE id of it, or a folder in sae_lens's form.
+    The SAE is a release and an SAE id of it, or a folder or weights file in any form of docs/releases.md.
     """
     from sae_lens_gemma4.activations.corpus import build_corpus
     from sae_lens_gemma4.evaluation.evaluate import evaluate_sae
@@ -129,72 +102,6 @@ def evaluate(
         result.to_json(out / "report.json")
         result.to_html(out / "report.html")
         click.echo(f"\n{out / 'report.html'}\n{out / 'report.json'}")
-
-
-@cli.command()
-@click.argument("pattern", default="")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def releases(pattern: str, as_json: bool) -> None:
-    """List the catalogue.
-
-    Every release, or those whose name, repository or model contains PATTERN.
-    """
-    from dataclasses import asdict
-
-    from sae_lens_gemma4.catalogue.registry import releases as all_releases
-
-    wanted = [r for r in all_releases().values() if pattern.lower() in f"{r.name} {r.repo_id} {r.model}".lower()]
-    if as_json:
-        click.echo(json.dumps([asdict(r) for r in wanted], indent=2))
-        return
-    if not wanted:
-        raise Gemma4SAEError(f"No release contains {pattern!r}.")
-    for r in wanted:
-        first = r.saes[0]
-        facts = (
-            f"model {r.model}",
-            first.hook,
-            f"{first.d_in} → {first.d_sae}",
-            f"licence {r.licence or 'not stated'}",
-        )
-        click.echo(f"{click.style(r.name, bold=True)}\n  {', '.join(facts)}")
-        click.echo("".join(f"    {sae_id}\n" for sae_id in r.sae_ids), nl=False)
-
-
-@cli.group(cls=_Group)
-def bench() -> None:
-    """Measure speed, as ratios within one run on this machine."""
-
-
-@bench.command("models")
-@click.option("--hidden", type=click.IntRange(min=64), default=512, show_default=True, help="A multiple of 64.")
-@click.option("--layers", type=click.IntRange(min=6), default=12, show_default=True)
-@click.option("--tokens", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=40, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def bench_models(hidden: int, layers: int, tokens: int, rounds: int, device: str, as_json: bool) -> None:
-    """Harvest one layer with both model classes and with a bare forward of transformers.
-
-    A ratio of 1 is the speed of a bare forward with one raw hook, the same early stop and the same attention.
-    """
-    from sae_lens_gemma4.models.bench import TARGETS
-    from sae_lens_gemma4.models.bench import bench_models as run
-
-    result = run(hidden, layers, tokens, rounds, device)
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
-        return
-    click.echo(
-        f"hidden {hidden} × {layers} layers × {tokens} tokens on {device}, {result.threads} threads, "
-        f"{rounds} rounds, stopped after layer {result.stop_after_layer}"
-    )
-    table = Table("class", "attention", "bare ms", "its ms", "ratio", "quartiles", "target")
-    for c in result.comparisons:
-        low, high = c.ratio_quartiles
-        times = (f"{c.bare_ms:.1f}", f"{c.class_ms:.1f}", f"{c.ratio:.3f}", f"{low:.3f}–{high:.3f}")
-        table.add_row(c.model_class, c.attention, *times, f"{TARGETS[c.model_class]:.2f}")
-    Console().print(table)
 
 
 def _make_folder(path: Path) -> None:
@@ -263,25 +170,3 @@ def _print_evaluation(result: Mapping[str, Any]) -> None:
     table.add_row("latents that never fired", str(m["dead"]))
     table.add_row("verdict", m["verdict"] or "not defined")
     Console().print(table)
-
-
-def main() -> None:
-    """Entry point."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # minus signs on a console that is not UTF-8
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("\nInterrupted. What was saved before is as it was.", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted. What was saved before is as it was.", err=True)
-        sys.exit(130)
-    except click.ClickException as e:
-        e.show()
-        sys.exit(e.exit_code)
-    except Gemma4SAEError as e:
-        click.echo(f"Error: {e}", err=True)
-        sys.exit(2)
