@@ -107,7 +107,7 @@ def unregister() -> None:
             directory.pop(name, None)
         _our_rows.clear()
     for (holder, name), (original, wrapper) in _originals.items():
-        # else another package has wrapped ours since
+        # What is not ours any more, another package has wrapped since: that stays.
         if inspect.getattr_static(pkgutil.resolve_name(holder), name) is wrapper:
             setattr(pkgutil.resolve_name(holder), name, original)
     _originals.clear()

@@ -56,13 +56,17 @@ def load(located: Located, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
     return cfg, state
 
 
-def load_config(located: Located, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def load_config(located: Located, overrides: Mapping[str, Any], checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """The config alone, from the header of the weights file: nothing else of it is transferred.
+
+    Args:
+        checkpoint: what the header holds, where it has been read; its tensors are used up.
 
     Raises:
         SAEError, HubError: as `load`.
     """
-    return _config(located, convert(located, checkpoint_of(located, header_only=True)), overrides)
+    checkpoint = checkpoint_of(located, header_only=True) if checkpoint is None else checkpoint
+    return _config(located, convert(located, checkpoint), overrides)
 
 
 def log_sparsity(located: Located, cfg: Mapping[str, Any]) -> torch.Tensor | None:

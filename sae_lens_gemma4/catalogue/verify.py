@@ -92,7 +92,8 @@ def _of_sae(release: Release, entry: SAEEntry, files: Files) -> list[Difference]
             found.append(Difference(entry.id, "form", None, recognised, "new"))
         elif recognised not in (None, release.form) and (release.form, recognised) not in _SAME_KEYS:
             found.append(Difference(entry.id, "form", release.form, recognised))
-        cfg = load_config(located, {})  # raises whatever loading would
+        as_loaded = replace(checkpoint, tensors=dict(checkpoint.tensors), facts=located.facts)
+        cfg = load_config(located, {}, as_loaded)  # raises whatever loading would
         facts = _facts(checkpoint, release.form or str(recognised), cfg)
     except (HubError, SAEError) as e:
         if isinstance(e, HubError) and not _is_missing(e):

@@ -25,7 +25,7 @@ FORMS: dict[str, Form] = {
         normalised.FORM,
         log_threshold.FORM,
         dictionary_learning.MATRYOSHKA,
-        dictionary_learning.LINEAR,
+        dictionary_learning.FORM,
         sparsify.FORM,
         *linear.FORMS,
         plain.FORM,

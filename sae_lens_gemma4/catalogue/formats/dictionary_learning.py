@@ -11,8 +11,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
-from sae_lens_gemma4.catalogue.formats.base import LINEAR as NN_LINEAR
-from sae_lens_gemma4.catalogue.formats.base import Checkpoint, Form, Weights, jumprelu, topk
+from sae_lens_gemma4.catalogue.formats.base import LINEAR, Checkpoint, Form, Weights, jumprelu, topk
 from sae_lens_gemma4.errors import SAEError
 
 _THRESHOLDED = {"BatchTopKSAE": "batchtopk", "MatryoshkaBatchTopKSAE": "matryoshka_batchtopk"}
@@ -26,7 +25,7 @@ def convert(checkpoint: Checkpoint) -> Weights:
     if kind not in _KNOWN:
         raise SAEError(f"{checkpoint.where}: a {kind} of dictionary_learning is not read, only {', '.join(_KNOWN)}.")
     if linear:
-        tensors = checkpoint.laid_out("encoder.weight", "decoder.weight", "encoder.bias", "b_dec", **NN_LINEAR)
+        tensors = checkpoint.laid_out("encoder.weight", "decoder.weight", "encoder.bias", "b_dec", **LINEAR)
     else:
         tensors = checkpoint.laid_out("W_enc", "W_dec", "b_enc", "b_dec")
     k = checkpoint.k()
@@ -68,7 +67,7 @@ def _by_what_is_there(checkpoint: Checkpoint, linear: bool) -> str:
     return "BatchTopKSAE"
 
 
-LINEAR = Form(
+FORM = Form(
     name="dictionary_learning",
     title="dictionary_learning BatchTopK or TopK: `ae.pt`, `config.json`",
     keys=("encoder.weight", "encoder.bias", "decoder.weight", "b_dec"),
