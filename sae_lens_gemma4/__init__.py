@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sae_lens_gemma4 import testing as testing
     from sae_lens_gemma4.activations.corpus import Corpus as Corpus
     from sae_lens_gemma4.activations.corpus import build_corpus as build_corpus
+    from sae_lens_gemma4.activations.sources import Source as Source
     from sae_lens_gemma4.catalogue.converter import converter as converter
     from sae_lens_gemma4.catalogue.labels import FeatureLabel as FeatureLabel
     from sae_lens_gemma4.catalogue.labels import iter_feature_labels as iter_feature_labels
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
     from sae_lens_gemma4.catalogue.registry import releases as releases
     from sae_lens_gemma4.errors import Gemma4SAEError as Gemma4SAEError
     from sae_lens_gemma4.evaluation.accumulators import ReconstructionAccumulator as ReconstructionAccumulator
-    from sae_lens_gemma4.evaluation.accumulators import ReconstructionMetrics as ReconstructionMetrics
-    from sae_lens_gemma4.evaluation.evaluate import SAEEvaluation as SAEEvaluation
+    from sae_lens_gemma4.evaluation.compare import ComparisonReport as ComparisonReport
+    from sae_lens_gemma4.evaluation.compare import compare_saes as compare_saes
     from sae_lens_gemma4.evaluation.evaluate import evaluate_sae as evaluate_sae
+    from sae_lens_gemma4.evaluation.evaluate import evaluate_saes as evaluate_saes
+    from sae_lens_gemma4.evaluation.intervals import Sampling as Sampling
+    from sae_lens_gemma4.evaluation.metrics import ReconstructionMetrics as ReconstructionMetrics
+    from sae_lens_gemma4.evaluation.protocol import Protocol as Protocol
+    from sae_lens_gemma4.evaluation.protocol import load_protocol as load_protocol
+    from sae_lens_gemma4.evaluation.protocol import protocols as protocols
+    from sae_lens_gemma4.evaluation.result import SAEEvaluation as SAEEvaluation
     from sae_lens_gemma4.models.bridge import Gemma4Bridge as Gemma4Bridge
     from sae_lens_gemma4.models.cache import decompose_residual as decompose_residual
     from sae_lens_gemma4.models.cache import logit_attribution as logit_attribution
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     from sae_lens_gemma4.models.loading import load_model as load_model
     from sae_lens_gemma4.models.proxy import Gemma4ProxyLM as Gemma4ProxyLM
     from sae_lens_gemma4.training.config import ContinueTrainingConfig as ContinueTrainingConfig
+    from sae_lens_gemma4.training.evaluator import HeldOutEvaluator as HeldOutEvaluator
     from sae_lens_gemma4.training.restore import restore_training_sae as restore_training_sae
     from sae_lens_gemma4.training.runner import ContinueTrainingResult as ContinueTrainingResult
     from sae_lens_gemma4.training.runner import ContinueTrainingRunner as ContinueTrainingRunner
@@ -52,9 +61,18 @@ _HOMES = {
     "releases": "catalogue.registry",
     "Gemma4SAEError": "errors",
     "ReconstructionAccumulator": "evaluation.accumulators",
-    "ReconstructionMetrics": "evaluation.accumulators",
-    "SAEEvaluation": "evaluation.evaluate",
+    "ReconstructionMetrics": "evaluation.metrics",
+    "SAEEvaluation": "evaluation.result",
     "evaluate_sae": "evaluation.evaluate",
+    "ComparisonReport": "evaluation.compare",
+    "HeldOutEvaluator": "training.evaluator",
+    "Protocol": "evaluation.protocol",
+    "Sampling": "evaluation.intervals",
+    "Source": "activations.sources",
+    "compare_saes": "evaluation.compare",
+    "evaluate_saes": "evaluation.evaluate",
+    "load_protocol": "evaluation.protocol",
+    "protocols": "evaluation.protocol",
     "Gemma4Bridge": "models.bridge",
     "decompose_residual": "models.cache",
     "logit_attribution": "models.cache",

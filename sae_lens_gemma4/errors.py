@@ -64,7 +64,7 @@ class CaveatWarning(CatalogueWarning):
 
 
 class MismatchWarning(CatalogueWarning):
-    """A file that says otherwise than the catalogue."""
+    """Something that is not as the catalogue, or the SAE itself, says."""
 
 
 class UnstatedWarning(CatalogueWarning):

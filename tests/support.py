@@ -14,7 +14,8 @@ from sae_lens import (
     TopKTrainingSAEConfig,
 )
 
-from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, Model, Source, Training, WarmStart
+from sae_lens_gemma4.activations.sources import Source
+from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, Model, Training, WarmStart
 
 RELEASE, SAE_ID = "gemma-4-demo-res-matryoshka-embedded", "layer_3_width_2k_l0_16"
 D_IN, D_SAE = 8, 32

@@ -9,9 +9,10 @@ import sae_lens_gemma4
 
 ROOT = Path(sae_lens_gemma4.__file__).parent
 ORDER = [
-    "errors", "embedded", "models", "catalogue", "activations", "evaluation", "training", "report", "demo", "cli",
+    "errors", "mapping", "embedded", "models", "catalogue", "activations", "evaluation", "training", "report", "demo",
+    "cli",
 ]  # fmt: skip
-EXCEPTIONS = {("evaluation/evaluate.py", "report")}
+EXCEPTIONS = {("evaluation/result.py", "report")}
 MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py"))
 ELSEWHERE = {"__init__.py", "plugin.py", "testing.py"}
 

@@ -140,6 +140,64 @@ def test_evaluate_prints_and_writes(run, tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 1000
 
 
+PROTOCOL = """
+name: short
+description: for this test
+sources:
+  - {name: it_pile, dataset: "embedded:text", split: heldout, tokens: 400}
+  - {name: it_chat, dataset: "embedded:chat", split: heldout, tokens: 400}
+context_size: 64
+exact_tokens: true
+downstream_tokens: 100
+bootstrap_resamples: 50
+"""
+
+
+def test_evaluate_against_another_sae_by_a_protocol(run, tmp_path):
+    (tmp_path / "short.yaml").write_text(PROTOCOL)
+    (tmp_path / "own.jsonl").write_text(json.dumps({"text": "The module defines the following functions. " * 80}))
+    common = ["--model", "gemma-4-demo-it-rescaled", "--protocol", tmp_path / "short.yaml", "--seed", 3]
+    against = ["--against", RELEASE, SAE_ID, "--base-model", "gemma-4-demo"]
+    source = ["--source", f"it_pile={tmp_path / 'own.jsonl'}"]
+    code, out, _ = run("evaluate", RELEASE, SAE_ID, *common, *against, *source, "--out", tmp_path / "out")
+    assert code == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["corpus"] for row in report["rows"]] == ["it_pile", "it_chat"]
+    for row in report["rows"]:
+        after = row["after"]
+        assert after["protocol"] == "short" and after["metrics"]["n_tokens"] == 400
+        assert (after["sae"]["release"], after["sae"]["sae_id"]) == (RELEASE, SAE_ID)
+        assert row["differences"] is None or row["differences"]["ve"]["value"] == 0
+        assert after["downstream"]["excluded"]["n_tokens"] >= 100
+    assert report["rows"][0]["after"]["corpus"]["source"] == str(tmp_path / "own.jsonl")
+    assert {row["after"]["model"]["name"] for row in report["forgetting"]} == {"gemma-4-demo"}
+    assert "misfit → misfit" in out and "what was forgotten" in out
+    assert report["rows"][1]["after"]["intervals"]["seed"] == 3
+    assert (tmp_path / "out" / "table.md").read_text().startswith("| layer | before: it_pile VE |")
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+
+
+def test_evaluate_writes_a_folder_for_each_of_several(run, tmp_path):
+    (tmp_path / "short.yaml").write_text(PROTOCOL)
+    args = [*EVALUATE[:5], "--protocol", tmp_path / "short.yaml", "--resamples", 0, "--downstream-tokens", 0]
+    code, out, _ = run(*args, "--out", tmp_path / "out")
+    assert code == 0
+    assert out.count("variance explained") == 2
+    assert sorted(p.name for p in (tmp_path / "out" / SAE_ID).iterdir()) == ["it_chat", "it_pile"]
+    report = json.loads((tmp_path / "out" / SAE_ID / "it_pile" / "report.json").read_text())
+    assert report["intervals"] is None and report["downstream"] is None
+
+
+def test_bench_evaluate_prints_its_ratios(run):
+    small = ["--d-in", 32, "--d-sae", 512, "--k", 8, "--batch-tokens", 64, "--all-tokens", 256, "--rounds", 2]
+    code, out, _ = run("bench", "evaluate", *small)
+    assert code == 0
+    assert "of the product" in out and "sae_lens" in out
+    code, out, _ = run("bench", "evaluate", *small, "--json")
+    result = json.loads(out)
+    assert result["ours_by_encoder"] > 0 and 3 < result["l0"] < 16
+
+
 def test_train_runs_a_recipe(run, tmp_path):
     cfg = config(tmp_path / "sae", tokens=1024)
     (tmp_path / "r.yaml").write_text(cfg.to_yaml())
@@ -177,6 +235,17 @@ def test_train_runs_a_recipe(run, tmp_path):
         ([*EVALUATE, "--dtype", "bf16"], "Unknown dtype 'bf16'"),
         ([*EVALUATE, "--device", "cpuu"], "Device 'cpuu' cannot be used"),
         ([*EVALUATE, "--out", __file__], "is a file"),
+        ([*EVALUATE[:5], "--protocol", "quik"], "Did you mean 'quick'"),
+        ([*EVALUATE, "--protocol", "quick"], "not on both"),
+        ([*EVALUATE[:5], "--tokens", "9"], "--tokens need --corpus"),
+        ([*EVALUATE[:5], "--source", "tex=x.jsonl"], "Did you mean 'text'"),
+        ([*EVALUATE[:5], "--source", "text"], "SPLIT=PATH"),
+        ([*EVALUATE[:5], "--base-model", "gemma-4-demo"], "needs --against"),
+        ([*EVALUATE[:5], SAE_ID], "named twice"),
+        ([*EVALUATE[:5], *["--against", RELEASE, SAE_ID] * 2], "one for all, or one for each"),
+        ([*EVALUATE[:5], "--against", RELEASE, SAE_ID[:-1]], f"Did you mean '{SAE_ID}'"),
+        ([*EVALUATE[:5], "--seed", "-1"], "-1 is not in the range"),
+        (["bench", "evaluate", "--k", "9", "--d-sae", "9"], "less than d_sae"),
         (["demo", "--out", __file__ + "/x"], "cannot be made a folder"),
         (["evaluate", "gpt2-small-res-jb", "blocks.0.hook_resid_pre", *EVALUATE[3:]], "cannot be read"),
     ],

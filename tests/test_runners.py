@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import sae_lens.util
@@ -134,6 +135,34 @@ def test_one_forward_feeds_several_saes(folders: dict[str, str], texts: Dataset,
         "ff": ("blocks.1.hook_mlp_out", "model.language_model.layers.1.post_feedforward_layernorm"),
     }
     assert all(p.isfinite().all() for sae in saes.values() for p in sae.parameters())
+
+
+def test_held_out_text_is_measured_for_each_of_several_saes(folders: dict[str, str], texts: Dataset) -> None:
+    model = g4.load_model(folders["ple"], "Gemma4ProxyLM")
+    heldout = g4.build_corpus(["Some text that is held out of training, and more of it. "] * 9, model.tokenizer,
+                              context_size=CONTEXT)  # fmt: skip
+    evaluator = g4.HeldOutEvaluator(model, {"text": heldout})
+    cfg = MultiSAETrainingRunnerConfig(
+        saes={"resid": sae_config(), "ff": sae_config()},
+        hook_names={"resid": POST, "ff": "blocks.1.hook_mlp_out"},
+        training_tokens=512,
+        train_batch_size_tokens=64,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=8,
+        n_checkpoints=0,
+        logger=LoggingConfig(log_to_wandb=True, wandb_log_frequency=8, eval_every_n_wandb_logs=1),
+        output_path=None,
+        evaluator=evaluator,
+        **shared(folders["ple"], "Gemma4ProxyLM"),
+    )
+    with (
+        patch("sae_lens.training.multi_sae_trainer.wandb") as wandb,
+        patch("sae_lens.multi_sae_training_runner.wandb"),
+    ):
+        MultiSAETrainingRunner(cfg, override_dataset=texts).run()
+    logged = [call.args[0] for call in wandb.log.call_args_list if "resid/heldout/text/ve" in call.args[0]]
+    assert len(logged) == 1
+    assert logged[0]["ff/heldout/text/l0"] != logged[0]["resid/heldout/text/l0"]
 
 
 @every_shape

@@ -1,9 +1,9 @@
 """A corpus is packed blocks of tokens, plus what every later figure needs to know about each token.
 
-sae_lens streams tokens and forgets where they came from; evaluation needs to know which tokens count and
-which document each belongs to, training needs blocks that start with BOS exactly once (stock leaves a second
-BOS in mid-context on Gemma 4: `load_model.py:236` looks for an attribute transformers no longer sets). So
-both read one `Corpus`: tokens, a mask, document numbers, and a hash that says which text it was.
+sae_lens streams tokens and forgets where they came from; evaluation needs to know which tokens count, which
+document and which turn of a chat each belongs to, and where the text can be found again; training needs blocks that
+start with BOS exactly once. So both read one `Corpus`: tokens, a mask, document numbers, roles, an origin, and a hash
+that says which text it was.
 
 Shapes: `b` blocks, `p` positions, `t` tokens.
 """
@@ -11,25 +11,46 @@ Shapes: `b` blocks, `p` positions, `t` tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from sae_lens_gemma4.activations.chat import as_messages
-from sae_lens_gemma4.embedded import text as embedded_text
-from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError
+from sae_lens_gemma4.activations.documents import read_documents
+from sae_lens_gemma4.activations.packing import pack, tokenize
+from sae_lens_gemma4.activations.vocabulary import tokenizer_fingerprint
+from sae_lens_gemma4.errors import ConfigError, DataError
 
-_TEXT_COLUMNS = ("text",)
-_CHAT_COLUMNS = ("messages", "conversations", "conversation")
-_FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
-
-Document = str | Sequence[Mapping[str, str]]
 CorpusLike = Any  # Corpus | Dataset | str | Path | Sequence[Document] | torch.Tensor
+_MAX_ROLES = torch.iinfo(torch.int8).max
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a corpus's text is found, and how it was made into tokens.
+
+    Attributes:
+        source: name or path of the dataset; None for what was in memory.
+        split: of the dataset; None where it has none.
+        revision: commit of the hub's repository; None elsewhere, and where it cannot be known.
+        first_document: number, in the split, of the first document read.
+        next_document: of the first one not read: where a text that has nothing in common with this one can begin.
+        exclude_special_tokens: whether special tokens are masked.
+        bos: whether BOS opens every block and document.
+        tokenizer: `tokenizer_fingerprint` of the one that made the tokens.
+    """
+
+    source: str | None
+    split: str | None
+    revision: str | None
+    first_document: int
+    next_document: int
+    exclude_special_tokens: bool
+    bos: bool
+    tokenizer: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +60,22 @@ class Corpus:
     Attributes:
         tokens_bp: int64 `[block, pos]`.
         keep_bp: bool `[block, pos]`, the tokens that count: not special, not padding.
-        document_bp: int64 `[block, pos]`, number of the token's document; -1 for padding.
+        document_bp: int64 `[block, pos]`, number of the token's document, from that of the first one read; -1 for
+            padding.
         name: what the text is, for reports; a dataset's name and split unless given.
+        role_bp: int8 `[block, pos]`, index into `roles` of the turn that the token belongs to; -1 where there is none.
+            None if no token has a role, as in plain text.
+        roles: the roles there are, in the words of the chats.
+        origin: where the text came from, if known.
     """
 
     tokens_bp: torch.Tensor
     keep_bp: torch.Tensor
     document_bp: torch.Tensor
     name: str
+    role_bp: torch.Tensor | None = None
+    roles: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         if self.tokens_bp.ndim != 2 or self.tokens_bp.numel() == 0:
@@ -55,6 +84,8 @@ class Corpus:
             )
         if not self.tokens_bp.shape == self.keep_bp.shape == self.document_bp.shape:
             raise DataError(f"Tokens, mask and document numbers of corpus {self.name!r} differ in shape.")
+        if self.role_bp is not None and self.role_bp.shape != self.tokens_bp.shape:
+            raise DataError(f"Tokens and roles of corpus {self.name!r} differ in shape.")
         if not self.keep_bp.any():
             raise DataError(f"Every token of corpus {self.name!r} is masked: nothing is left to read.")
 
@@ -84,7 +115,8 @@ class Corpus:
         return digest.hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of this corpus."""
+        """What a report says of this corpus; None of what is not known."""
+        known = asdict(self.origin) if self.origin else {}
         return {
             "name": self.name,
             "tokens": self.n_tokens,
@@ -92,6 +124,7 @@ class Corpus:
             "blocks": self.n_blocks,
             "context_size": self.context_size,
             "hash": self.hash,
+            **{f.name: known.get(f.name) for f in fields(Origin) if f.name != "tokenizer"},
         }
 
     def batches(self, n_blocks: int, *, shuffle: torch.Generator | None = None) -> Iterator[Corpus]:
@@ -102,16 +135,23 @@ class Corpus:
                 yield self.take(chosen)
 
     def take(self, blocks: torch.Tensor) -> Corpus:
-        return Corpus(self.tokens_bp[blocks], self.keep_bp[blocks], self.document_bp[blocks], self.name)
+        return replace(
+            self,
+            tokens_bp=self.tokens_bp[blocks],
+            keep_bp=self.keep_bp[blocks],
+            document_bp=self.document_bp[blocks],
+            role_bp=None if self.role_bp is None else self.role_bp[blocks],
+        )
 
     @staticmethod
     def concat(corpora: Sequence[Corpus]) -> Corpus:
-        """One corpus of all blocks; documents keep numbers of their own."""
+        """One corpus of all blocks. Documents keep numbers of their own, and an origin is kept that all share."""
         if not corpora:
             raise DataError("A mixture needs at least one corpus.")
         sizes = {c.context_size for c in corpora}
         if len(sizes) > 1:
             raise DataError(f"Corpora of different context sizes cannot be joined: {sorted(sizes)}.")
+        roles = tuple(dict.fromkeys(role for c in corpora for role in c.roles))
         documents, offset = [], 0
         for c in corpora:
             documents.append(torch.where(c.document_bp >= 0, c.document_bp + offset, -1))
@@ -121,7 +161,17 @@ class Corpus:
             torch.cat([c.keep_bp for c in corpora]),
             torch.cat(documents),
             " + ".join(c.name for c in corpora),
+            torch.cat([c._role_among(roles) for c in corpora]) if roles else None,
+            roles,
+            corpora[0].origin if len({c.origin for c in corpora}) == 1 else None,
         )
+
+    def _role_among(self, roles: tuple[str, ...]) -> torch.Tensor:
+        """`role_bp` with indices into `roles`, which has all of this corpus's."""
+        if self.role_bp is None:
+            return torch.full_like(self.tokens_bp, -1, dtype=torch.int8)
+        index_r = torch.tensor([*map(roles.index, self.roles), -1], dtype=torch.int8)  # -1 is the last
+        return index_r[self.role_bp.long()]
 
 
 def build_corpus(
@@ -133,21 +183,37 @@ def build_corpus(
     split: str = "train",
     max_tokens: int | None = None,
     exclude_special_tokens: bool = True,
+    skip_documents: int = 0,
+    revision: str | None = None,
+    streaming: bool | None = None,
+    bos: bool = True,
+    packed: bool = True,
+    exact_tokens: bool = False,
 ) -> Corpus:
     """Make a `Corpus` of whatever holds text.
 
     Args:
         source: a `Corpus` (returned as it is), a `datasets.Dataset`, the name of a dataset on the hub or of a
             local file or folder, `embedded:text` or `embedded:chat`, a list of texts, a list of `messages`
-            chats, or a `[block, pos]` tensor of tokens.
+            chats, or a `[block, pos]` tensor of tokens (taken as it is, a block a document).
         tokenizer: the model's. Chats go through its chat template.
         context_size: tokens in a block, the BOS that opens it included.
         split: for datasets, in their own words (`"train[:1%]"`); for the embedded text `train` or `heldout`.
         max_tokens: stop at the first whole block with so many tokens that count.
         exclude_special_tokens: mask every token that the tokenizer calls special, turn markers included.
+        skip_documents: leave out so many documents at the start; `Origin.next_document` of one corpus makes another
+            that has none of its documents.
+        revision: of a dataset on the hub: commit, tag or branch. What is recorded is the commit.
+        streaming: fetch a dataset of the hub as it is read, instead of downloading it. By default with `max_tokens`,
+            if the split is a whole one and there is a network.
+        bos: open every block and every document with BOS, if the tokenizer has one.
+        packed: documents end to end; else each has blocks of its own.
+        exact_tokens: mask what the last block has beyond `max_tokens`, so that just so many count.
 
     Raises:
-        DataError: no text, or not in a form that can be read.
+        DataError: no text, not in a form that can be read, or with `exact_tokens` too little of it.
+        ConfigError: numbers that make no sense, or a revision of something that is not on the hub.
+        UnknownNameError: a split or an embedded text that does not exist.
     """
     if isinstance(source, Corpus):
         return source
@@ -155,116 +221,62 @@ def build_corpus(
         raise ConfigError(f"context_size must be at least 2 (BOS and one token), not {context_size}.")
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens must be at least 1, not {max_tokens}.")
-    special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
+    if exact_tokens and max_tokens is None:
+        raise ConfigError("exact_tokens needs max_tokens: how many?")
+    if skip_documents < 0:
+        raise ConfigError(f"skip_documents must not be negative, as {skip_documents} is.")
+    special = frozenset(tokenizer.all_special_ids) if exclude_special_tokens else frozenset()
     if isinstance(source, torch.Tensor):
-        tokens = source.long().cpu()
-        if tokens.ndim != 2:
-            raise DataError(f"A tensor corpus must be [block, pos]; this one is {tuple(tokens.shape)}.")
-        documents = torch.arange(len(tokens))[:, None].expand_as(tokens).clone()
-        return Corpus(tokens, _keep(tokens, special, exclude_special_tokens), documents, name or "tokens")
+        return _of_tokens(source, special, name or "tokens")
 
     label = name or (f"{source} [{split}]" if isinstance(source, str | Path) else "texts")
-    blocks: list[list[int]] = []
-    numbers: list[list[int]] = []
-    kept = 0
-    special_ids = frozenset(special.tolist()) if exclude_special_tokens else frozenset()
-    packed = _pack(_token_documents(_documents(source, split), tokenizer), tokenizer.bos_token_id, context_size)
-    for block, number in packed:
-        blocks.append(block)
-        numbers.append(number)
-        kept += sum(t not in special_ids for t in block)
-        if max_tokens is not None and kept >= max_tokens:
-            break
-    if not blocks:
-        raise DataError(f"Corpus {label!r} holds no text.")
+    documents = read_documents(
+        source, split=split, skip=skip_documents, revision=revision, streaming=streaming, in_part=max_tokens is not None
+    )
+    opening = tokenizer.bos_token_id if bos else None
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    tokens = torch.tensor([b + [pad] * (context_size - len(b)) for b in blocks], dtype=torch.long)
-    documents = torch.tensor([d + [-1] * (context_size - len(d)) for d in numbers], dtype=torch.long)
-    keep = _keep(tokens, special, exclude_special_tokens) & (documents >= 0)
-    return Corpus(tokens, keep, documents, label)
+    names: dict[str, int] = {}
+    tokens, numbers, roles, counted = [], [], [], 0
+    for block in pack(tokenize(documents, tokenizer), opening, context_size, packed=packed):
+        missing = context_size - len(block.tokens)
+        indices = [-1 if role is None else names.setdefault(role, len(names)) for role in block.roles]
+        if len(names) > _MAX_ROLES:
+            raise DataError(f"The chats of {label!r} have more than {_MAX_ROLES} roles, as {', '.join([*names][:3])}.")
+        tokens.append(torch.tensor(block.tokens + [pad] * missing))
+        numbers.append(torch.tensor(block.documents + [-1] * missing))
+        roles.append(torch.tensor(indices + [-1] * missing, dtype=torch.int8))
+        counted += sum(token not in special for token in block.tokens)
+        if max_tokens is not None and counted >= max_tokens:
+            break
+    if not tokens:
+        after = f" after its first {skip_documents:,} documents" if skip_documents else ""
+        raise DataError(f"Corpus {label!r} holds no text{after}.")
+    tokens_bp, document_bp = torch.stack(tokens), torch.stack(numbers)
+    keep_bp = _keep(tokens_bp, special) & (document_bp >= 0)
+    if exact_tokens and max_tokens is not None:
+        if counted < max_tokens:
+            raise DataError(f"Corpus {label!r} has {counted:,} tokens that count, fewer than {max_tokens:,}.")
+        keep_bp &= keep_bp.flatten().cumsum(0).view_as(keep_bp) <= max_tokens
+    origin = Origin(
+        source=documents.source,
+        split=documents.split,
+        revision=documents.revision,
+        first_document=documents.first,
+        next_document=documents.first + documents.n_read,
+        exclude_special_tokens=exclude_special_tokens,
+        bos=opening is not None,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+    )
+    return Corpus(tokens_bp, keep_bp, document_bp, label, torch.stack(roles) if names else None, tuple(names), origin)
 
 
-def _keep(tokens_bp: torch.Tensor, special: torch.Tensor, exclude: bool) -> torch.Tensor:
-    return ~torch.isin(tokens_bp, special) if exclude else torch.ones_like(tokens_bp, dtype=torch.bool)
+def _of_tokens(tokens: torch.Tensor, special: frozenset[int], name: str) -> Corpus:
+    tokens_bp = tokens.long().cpu()
+    if tokens_bp.ndim != 2:
+        raise DataError(f"A tensor corpus must be [block, pos]; this one is {tuple(tokens_bp.shape)}.")
+    document_bp = torch.arange(len(tokens_bp))[:, None].expand_as(tokens_bp).clone()
+    return Corpus(tokens_bp, _keep(tokens_bp, special), document_bp, name)
 
 
-def _pack(documents: Iterable[list[int]], bos: int | None, context_size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Fill blocks of `context_size` with documents end to end; BOS opens every block and every document."""
-    block: list[int] = []
-    numbers: list[int] = []
-    for number, tokens in enumerate(documents):
-        start = 0
-        while start < len(tokens):
-            if bos is not None and (start == 0 or not block):
-                block.append(bos)
-                numbers.append(number)
-            taken = tokens[start : start + context_size - len(block)]
-            start += len(taken)
-            block += taken
-            numbers += [number] * len(taken)
-            if len(block) >= context_size - 1:  # a BOS with nothing after it would say nothing
-                yield block, numbers
-                block, numbers = [], []
-    if block:
-        yield block, numbers
-
-
-def _token_documents(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token lists without BOS: packing puts it where it belongs."""
-    for i, document in enumerate(documents):
-        if isinstance(document, str):
-            tokens = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-        else:
-            tokens = _render(document, i, tokenizer)
-        if tokens and tokens[0] == tokenizer.bos_token_id:
-            tokens = tokens[1:]
-        if tokens:
-            yield list(tokens)
-
-
-def _render(messages: Sequence[Mapping[str, str]], index: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    rows = as_messages(messages, index)
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError("The tokenizer has no chat template, so chats cannot be rendered; use the tuned model's.")
-    tokens: Any = tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False)
-    return list(tokens)
-
-
-def _documents(source: CorpusLike, split: str) -> Iterable[Document]:
-    if isinstance(source, str) and source.startswith("embedded:"):
-        return embedded_text.load_embedded(source, split)
-    if isinstance(source, str | Path):
-        source = _load_dataset(str(source), split)
-    if isinstance(source, DatasetDict):
-        if split not in source:
-            raise UnknownNameError("split", split, source)
-        source = source[split]
-    if hasattr(source, "column_names") or isinstance(source, Dataset):
-        columns = list(source.column_names or next(iter(source)))
-        column = next((c for c in (*_CHAT_COLUMNS, *_TEXT_COLUMNS) if c in columns), None)
-        if column is None:
-            raise DataError(f"The dataset has the columns {columns}; a corpus needs 'text' or 'messages'.")
-        return (row[column] for row in source)
-    if not isinstance(source, Iterable) or isinstance(source, Mapping):
-        raise DataError(f"Cannot read a corpus from {type(source).__name__}.")
-    return source
-
-
-def _load_dataset(name: str, split: str) -> Any:
-    path = Path(name)
-    try:
-        if path.is_file():
-            kind = _FILE_KINDS.get(path.suffix)
-            if kind is None:
-                raise DataError(f"Cannot tell what {name} holds; known endings: {', '.join(_FILE_KINDS)}.")
-            return load_dataset(kind, data_files=name, split=split)
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            return load_from_disk(name)
-        if path.suffix in _FILE_KINDS or name.startswith((".", "/", "~")):
-            raise DataError(f"There is no file {name}.")
-        return load_dataset(name, split=split)
-    except DataError:
-        raise
-    except Exception as e:  # datasets raises a dozen unrelated types for a wrong name, split or network
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise DataError(f"Dataset {name!r} (split {split!r}) cannot be read: {reason}") from e
+def _keep(tokens_bp: torch.Tensor, special: frozenset[int]) -> torch.Tensor:
+    return ~torch.isin(tokens_bp, torch.tensor(sorted(special), dtype=torch.long))

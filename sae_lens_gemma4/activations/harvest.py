@@ -15,25 +15,27 @@ import torch
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from sae_lens_gemma4.activations.corpus import Corpus
-from sae_lens_gemma4.errors import ConfigError, DataError
+from sae_lens_gemma4.errors import DataError
 from sae_lens_gemma4.models.interface import HookedModel, require_hook
-from sae_lens_gemma4.models.loading import MODEL_CLASSES, is_ours
+from sae_lens_gemma4.models.loading import isolation
 
 
 class Harvest(NamedTuple):
     """The activations of one batch of blocks.
 
     Attributes:
-        acts: for each hook asked for, `[t, d]`, in the model's dtype and on its device.
+        acts: for each hook asked for, `[t, …]`, in the model's dtype and on its device.
         tokens_t: token ids.
         document_t: document numbers.
         position_t: positions within the block.
+        role_t: whose turn of a chat each is in, an index into the corpus's `roles`, -1 for none; None without roles.
     """
 
     acts: dict[str, torch.Tensor]
     tokens_t: torch.Tensor
     document_t: torch.Tensor
     position_t: torch.Tensor
+    role_t: torch.Tensor | None
 
 
 @torch.no_grad()
@@ -57,9 +59,7 @@ def harvest(
         UnknownNameError: a hook that the model does not have.
         DataError: activations that are not finite, naming hook and document, or not one row a position.
     """
-    if isolate_documents and not is_ours(model):
-        raise ConfigError(f"isolate_documents needs {' or '.join(MODEL_CLASSES)}, not {type(model).__name__}.")
-    isolation = {"isolate_documents": True} if isolate_documents else {}
+    isolated = isolation(model, isolate_documents)
     known = {name: require_hook(model, name) for name in hook_names}
     stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
     stop_at_layer = None if None in stops else max(s for s in stops if s is not None)
@@ -70,7 +70,7 @@ def harvest(
             names_filter=list(known.values()),
             stop_at_layer=stop_at_layer,
             prepend_bos=False,
-            **isolation,
+            **isolated,
         )
         acts = {}
         for name, known_name in known.items():
@@ -80,9 +80,10 @@ def harvest(
             acts[name] = acts_bpd[batch.keep_bp.to(acts_bpd.device)]
         documents = batch.document_bp[batch.keep_bp]
         for name, acts_td in acts.items():
-            finite = acts_td.isfinite().all(dim=-1)
+            finite = acts_td.isfinite().flatten(1).all(dim=1)
             if not finite.all():
                 bad = int(documents[~finite.cpu()][0])
                 raise DataError(f"Activations at {name} are not finite, first in document {bad} of {batch.name!r}.")
         positions = torch.arange(batch.context_size).expand_as(batch.tokens_bp)[batch.keep_bp]
-        yield Harvest(acts, batch.tokens_bp[batch.keep_bp], documents, positions)
+        roles = None if batch.role_bp is None else batch.role_bp[batch.keep_bp]
+        yield Harvest(acts, batch.tokens_bp[batch.keep_bp], documents, positions, roles)

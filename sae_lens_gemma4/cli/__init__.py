@@ -12,7 +12,7 @@ import warnings
 
 import click
 
-from sae_lens_gemma4.cli import bench, releases, running  # noqa: F401  (they add their commands)
+from sae_lens_gemma4.cli import bench, evaluating, releases, running  # noqa: F401  (they add their commands)
 from sae_lens_gemma4.cli.group import cli
 from sae_lens_gemma4.errors import Gemma4SAEError
 

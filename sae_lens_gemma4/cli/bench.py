@@ -82,3 +82,37 @@ def bench_loading(
         name = c.layout + " (transposed)" * c.transposes
         table.add_row(name, *times, *ratios, f"{c.ratio:.2f}", peak, str(c.peak_target))
     Console().print(table)
+
+
+@bench.command("evaluate")
+@click.option("--d-sae", type=click.IntRange(min=2), default=65536, show_default=True)
+@click.option("--d-in", type=click.IntRange(min=1), default=2560, show_default=True)
+@click.option("--k", type=click.IntRange(min=1), default=100, show_default=True, help="About how many latents fire.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--all-tokens", type=click.IntRange(min=1), default=262_144, show_default=True, help="For the peak.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def bench_evaluate(
+    d_sae: int, d_in: int, k: int, batch_tokens: int, all_tokens: int, rounds: int, device: str, as_json: bool
+) -> None:
+    """Measure a batch's activations with an SAE: this package, sae_lens, and the encoder's product alone."""
+    from sae_lens_gemma4.evaluation.bench import PEAK_TARGET, TIME_TARGET, bench_evaluation
+
+    r = bench_evaluation(d_in, d_sae, k, batch_tokens, all_tokens, rounds, device)
+    if as_json:
+        click.echo(json.dumps(r.to_dict(), indent=2))
+        return
+    click.echo(
+        f"{d_in} × {d_sae}, L0 {r.l0:.1f}, {batch_tokens} tokens a batch on {device}, {r.threads} threads, "
+        f"{rounds} rounds"
+    )
+    low, high = r.ours_by_encoder_quartiles
+    table = Table("", "s a batch", "ratio", "target", "peak GB", "target")
+    table.add_row("encoder product", f"{r.encoder_seconds:.3f}", "1", "", "", "")
+    peaks = ["–" if peak is None else f"{peak:.2f}" for peak in (r.ours_peak_gb, r.stock_peak_gb)]
+    ratio = f"{r.ours_by_encoder:.3f} ({low:.3f}–{high:.3f}) of the product"
+    table.add_row("this package", f"{r.ours_seconds:.3f}", ratio, f"≤ {TIME_TARGET}", peaks[0], f"≤ {PEAK_TARGET:g}")
+    table.add_row("sae_lens", f"{r.stock_seconds:.3f}", f"{r.stock_by_ours:.2f} of this package", "", peaks[1], "")
+    Console().print(table)
+    click.echo(f"This package's peak is that of {all_tokens:,} tokens with intervals, sae_lens's that of one batch.")

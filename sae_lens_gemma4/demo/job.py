@@ -23,16 +23,19 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_gemma4.activations.corpus import Corpus, build_corpus
 from sae_lens_gemma4.activations.harvest import harvest
+from sae_lens_gemma4.activations.sources import Source
 from sae_lens_gemma4.errors import SAEError
-from sae_lens_gemma4.evaluation.evaluate import evaluate_sae, versions
+from sae_lens_gemma4.evaluation.compare import Comparison
+from sae_lens_gemma4.evaluation.evaluate import evaluate_sae
+from sae_lens_gemma4.evaluation.result import versions
 from sae_lens_gemma4.models.interface import HookedModel
 from sae_lens_gemma4.models.loading import load_model
 from sae_lens_gemma4.report.html import render_demo
-from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, Model, Source, Training, WarmStart
+from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, Model, Training, WarmStart
 from sae_lens_gemma4.training.restore import load_sae
 from sae_lens_gemma4.training.runner import ContinueTrainingResult, ContinueTrainingRunner, build_sources
 
-SCHEMA = 1
+SCHEMA = 2
 RELEASE, SAE_ID, BASE_MODEL = "gemma-4-demo-res-matryoshka-embedded", "layer_3_width_2k_l0_16", "gemma-4-demo"
 CONTEXT = 128
 
@@ -101,14 +104,17 @@ def run_demo(out: Path, seed: int = 0, *, progress: bool = True, say: Callable[[
     own_text = build_corpus("embedded:text", model.tokenizer, context_size=CONTEXT, split="heldout", name="base text")
     source = {"release": RELEASE, "sae_id": SAE_ID}
     reference = evaluate_sae(load_sae(RELEASE, SAE_ID), model, own_text, source=source, progress=progress)
-    shifts = []
+    base_model, shifts = model, []
     for number, shift in enumerate(SHIFTS, start=2):
         say(f"{number}/3  {shift.title}: the same SAE on {shift.model}, then trained on")
         cfg = demo_config(shift, out / shift.name, seed)
         result = ContinueTrainingRunner(cfg, progress=progress).run()
         model = load_model(shift.model, "Gemma4ProxyLM")
         heldout = build_sources(cfg.data, cfg.data.heldout, model.tokenizer)
-        shifts.append(_shift_report(shift, cfg, result, reload_elsewhere(result, model, heldout)))
+        adapted = {"path": cfg.output}
+        at_home = evaluate_sae(result.sae, base_model, own_text, source=adapted, progress=progress)
+        forgetting = Comparison(own_text.name, reference, at_home)
+        shifts.append(_shift_report(shift, cfg, result, forgetting, reload_elsewhere(result, model, heldout)))
     report = {
         "schema": SCHEMA,
         "kind": "demo",
@@ -125,17 +131,19 @@ def run_demo(out: Path, seed: int = 0, *, progress: bool = True, say: Callable[[
 
 
 def _shift_report(
-    shift: Shift, cfg: ContinueTrainingConfig, result: ContinueTrainingResult, reload: dict[str, Any]
+    shift: Shift,
+    cfg: ContinueTrainingConfig,
+    result: ContinueTrainingResult,
+    forgetting: Comparison,
+    reload: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "name": shift.name,
         "title": shift.title,
         "model": shift.model,
         "description": shift.description,
-        "rows": [
-            {"corpus": name, "before": result.before[name].to_dict(), "after": result.after[name].to_dict()}
-            for name in result.after
-        ],
+        "rows": [comparison.to_dict() for comparison in result.comparisons()],
+        "forgetting": [forgetting.to_dict()],
         "training": {
             "tokens": result.tokens,
             "steps": cfg.training.steps,

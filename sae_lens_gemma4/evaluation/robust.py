@@ -13,6 +13,9 @@ from typing import Literal
 
 Verdict = Literal["healthy", "outlier-dominated", "misfit"]
 TOP_FRACTIONS = (0.0001, 0.001, 0.01)
+NORM_MULTIPLES = (2.0, 5.0, 10.0, 100.0)
+SCREENED_AT_MOST = 0.01
+Figures = Mapping[float, float | None]
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,7 @@ class VerdictRules:
 
 
 def verdict(
-    ve: float | None,
-    ve_without_top_sse: Mapping[float, float | None],
-    sse_share: Mapping[float, float | None],
-    rules: VerdictRules = VerdictRules(),
+    ve: float | None, ve_without_top_sse: Figures, sse_share: Figures, rules: VerdictRules = VerdictRules()
 ) -> Verdict | None:
     """The verdict on these figures; None where one that decides is not defined."""
     without_1, without_01, share_01 = ve_without_top_sse.get(0.01), ve_without_top_sse.get(0.001), sse_share.get(0.001)
@@ -45,3 +45,41 @@ def verdict(
     if without_01 - ve > rules.outlier_gain and share_01 > rules.outlier_share:
         return "outlier-dominated"
     return "healthy"
+
+
+def norm_screen_sees(
+    ve: float,
+    ve_without_top_sse: Figures,
+    ve_without_top_norm: Figures,
+    ve_without_high_norm: Figures,
+    high_norm_share: Figures,
+) -> bool:
+    """Whether leaving tokens out by norm gains at least half of what leaving out the top .1 % by SSE gains.
+
+    Tried are the top .1 % by norm, and all tokens above each multiple of the median norm that leaves out 1 % at most:
+    what leaves out more is no screen for outliers.
+    """
+    above = [value for c, value in ve_without_high_norm.items() if (high_norm_share.get(c) or 0.0) <= SCREENED_AT_MOST]
+    without, by_norm = ve_without_top_sse.get(0.001), [ve_without_top_norm.get(0.001), *above]
+    gains = [screened - ve for screened in by_norm if screened is not None]
+    return without is not None and max(gains, default=0.0) >= 0.5 * (without - ve)
+
+
+def reason(
+    decided: Verdict | None, ve: float | None, without: Figures, share: Figures, rules: VerdictRules = VerdictRules()
+) -> str:
+    """One sentence with the figures that decided."""
+    if decided is None or ve is None:
+        return "A figure that the verdict needs is not defined on these tokens."
+    without_1, without_01, share_01 = without[0.01], without[0.001], share[0.001]
+    if decided == "misfit":
+        return f"VE without the worst 1 % of tokens is {_written(without_1)}, below {rules.misfit_below:g}."
+    figures = f"VE is {_written(ve)} and {_written(without_01)} without the worst 0.1 % of tokens, which hold "
+    figures += f"{100 * (share_01 or 0):.1f} % of the squared error"
+    if decided == "outlier-dominated":
+        return f"{figures}: more than {rules.outlier_gain:g} gained, more than {100 * rules.outlier_share:g} % held."
+    return f"{figures}."
+
+
+def _written(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}".replace("-", "−")

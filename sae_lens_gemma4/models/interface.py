@@ -59,6 +59,15 @@ def model_name(model: HookedModel) -> str | None:
     return getattr(model, "model_name", None) or getattr(getattr(model, "cfg", None), "model_name", None)
 
 
+def vocab_size(model: HookedModel) -> int | None:
+    """How many tokens the model has embeddings for, if it says."""
+    config = getattr(getattr(model, "model", None), "config", None)  # a HookedProxyLM's model of transformers
+    if config is not None and hasattr(config, "get_text_config"):
+        return int(config.get_text_config().vocab_size)
+    size = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    return None if size is None or size < 1 else int(size)
+
+
 def warn_if_base_sae(sae: SAE[Any], model: HookedModel) -> None:
     """Warn, once for each pair of models, of an SAE that was trained on another Gemma 4 than it is attached to."""
     theirs, ours = sae.cfg.metadata.model_name, model_name(model)

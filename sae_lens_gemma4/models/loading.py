@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as hf_logging
 
 from sae_lens_gemma4 import embedded
-from sae_lens_gemma4.errors import Gemma4SAEError, ModelError, check_name, nearest
+from sae_lens_gemma4.errors import ConfigError, Gemma4SAEError, ModelError, check_name, nearest
 from sae_lens_gemma4.models.geometry import gemma4_geometry
 from sae_lens_gemma4.models.interface import HookedModel, require_hook
 from sae_lens_gemma4.models.rescale import rescale_residual_
@@ -93,6 +93,17 @@ def load_for_sae_lens(
 def is_ours(model: object) -> bool:
     """Whether a model is of a class of this package."""
     return any(base.__name__ in MODEL_CLASSES for base in type(model).__mro__)
+
+
+def isolation(model: Any, isolate_documents: bool) -> dict[str, bool]:
+    """What to pass to a run of `model` so that documents packed into one block do not see each other, or do.
+
+    Raises:
+        ConfigError: they shall not, with a model of another package.
+    """
+    if isolate_documents and not is_ours(model):
+        raise ConfigError(f"isolate_documents needs {' or '.join(MODEL_CLASSES)}, not {type(model).__name__}.")
+    return {"isolate_documents": True} if isolate_documents else {}
 
 
 def resolve_model(

@@ -1,83 +1,104 @@
 """The plots, as plain plotly.js figures: data in, a dict of `data` and `layout` out.
 
-Colours are names such as "$before", which the page replaces by its own style sheet's, so that light, dark and print
-are decided in one place; nothing that came from a file is put in a figure, because plotly reads markup in texts.
-State is told by shape and dash as well as by colour.
-
-A misfitting SAE's variance explained can be −1008 where a healthy one's is .8. VE is therefore drawn at
-−log₁₀(1 − VE), the log of the unexplained part: 0 stays at 0, nothing below is cut off, and .8 and .9 remain apart.
+Nothing that came from a file is put in a figure as it is, because plotly reads markup in texts: names are escaped.
 """
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sae_lens_gemma4.report import numbers as n
-from sae_lens_gemma4.report.words import TRAINING, States
+from sae_lens_gemma4.report.plotting import (
+    HEIGHT,
+    VE_TITLE,
+    Figure,
+    figure,
+    label,
+    line,
+    log_axis,
+    marker,
+    title,
+    ve_axis,
+    ve_position,
+)
+from sae_lens_gemma4.report.words import TRAINING, Metrics, States
 
-Figure = dict[str, Any]
+Row = tuple[str, Callable[[Metrics], float | None]]
+"""A row of a robust plot: the name of the tokens that stay and how their VE is read."""
+_TALL = 374
+"""Height of the plots below the first row, in pixels: one has eight rows of two stems."""
 
-_SYMBOL = {"base": "circle-open", "before": "circle-open", "after": "circle", "only": "circle"}
-_DASH = {"base": "5px,3px", "before": "5px,3px", "after": "solid", "only": "solid"}
-_CLOSEST = 1e-4
-"""The smallest 1 − VE that is drawn; closer to perfect is drawn there."""
-_VE_TICKS = (0, 0.9, -9, 0.5, -99, 0.99, -999, -9999, -99999, 0.8, -1, 0.95, -3, 0.999, 0.7, 0.6, 0.85, 0.3, -0.5)
-"""Where a VE axis may have a tick, the more wanted first."""
-
-
-def ve_position(ve: float | None) -> float | None:
-    """Where VE stands on its axis: 0 at 0, 1 at .9, −1 at −9, −3 at −999."""
-    return None if ve is None else -math.log10(max(1 - ve, _CLOSEST))
+_LABEL = {"left": 0.5, "right": 0.4}
+"""What a value written beside its mark needs, as a share of the values’ span; negative ones, at the left, need more."""
 
 
 def robust_ve(states: States) -> Figure:
-    """VE on all tokens and without the top ones by SSE: a stem from VE = 0 to each value, which is written above it."""
-    fractions = sorted(states[0][1]["metrics"]["ve_without_top_sse"], key=float)
-    names = ["all tokens", *(f"{n.MINUS} top {n.top_percent(f)}" for f in fractions)]
-    values = {s: [e["metrics"]["ve"], *(e["metrics"]["ve_without_top_sse"][f] for f in fractions)] for s, e in states}
+    """VE on all tokens and without the top ones by SSE."""
+    return _stems(states, left_out(states[0][1]["metrics"], "sse"), HEIGHT)
+
+
+def robust_ve_by_norm(states: States) -> Figure:
+    """VE on all tokens and without those of large norm: what a norm screen would give."""
+    return _stems(states, left_out(states[0][1]["metrics"], "norm"), _TALL)
+
+
+def left_out(metrics: Metrics, by: str) -> list[Row]:
+    """What a robust plot shows, row by row."""
+
+    def row(name: str, table: str, key: str) -> Row:
+        return name, lambda m: m[table][key]
+
+    top, high = f"ve_without_top_{by}", "ve_without_high_norm"
+    rows: list[Row] = [("all tokens", lambda m: m["ve"])]
+    rows += [row(f"{n.MINUS} top {n.top_percent(f)}", top, f) for f in n.ascending(metrics[top])]
+    if by == "norm":
+        rows += [row(f"{n.MINUS} over {n.times(c)}", high, c) for c in reversed(n.ascending(metrics[high]))]
+    return rows
+
+
+def _stems(states: States, rows: Sequence[Row], height: int) -> Figure:
+    """A stem from VE = 0 to each value, which is written at its end."""
+    values = {state: [read(e["metrics"]) for _, read in rows] for state, e in states}
     places = {state: [ve_position(v) for v in row] for state, row in values.items()}
-    axis = _ve_axis([p for row in places.values() for p in row if p is not None])
-    middle = sum(axis["range"]) / 2
+    every = [p for row in places.values() for p in row]
+    negative = any(p is not None and p < 0 for p in every)
+    axis = ve_axis(every, left=_LABEL["left"] if negative else 0.05, right=_LABEL["right"], gap=0.16)
     data: list[Figure] = []
     for i, state in enumerate(places):
         ends = [0 if p is None else p for p in places[state]]
-        heights = [row + 0.42 * (i - (len(states) - 1) / 2) for row in range(len(names))]
+        heights = [row + 0.42 * (i - (len(states) - 1) / 2) for row in range(len(rows))]
         stems = [(x, h) for end, h in zip(ends, heights, strict=True) for x in (0, end, None)]
         xs, ys = zip(*stems, strict=True)
-        data.append(_line(xs, ys, state, width=1.5, dash="solid", hoverinfo="skip"))
+        data.append(line(xs, ys, state, width=1.5, dash="solid", hoverinfo="skip"))
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers+text",
                 "x": ends,
                 "y": heights,
-                "text": [n.ve(v) for v in values[state]],
-                "textposition": ["top center" if end > middle else "top right" for end in ends],
+                "text": [f"{n.NBSP}{n.ve(v)}{n.NBSP}" for v in values[state]],
+                "textposition": ["middle left" if end < 0 else "middle right" for end in ends],
                 "textfont": {"size": 12, "color": f"${state}"},
-                "marker": {
-                    "symbol": _SYMBOL[state],
-                    "size": 9,
-                    "color": f"${state}",
-                    "opacity": [0 if p is None else 1 for p in places[state]],
-                    "line": {"width": 2, "color": f"${state}"},
-                },
+                "marker": marker(state) | {"opacity": [0 if p is None else 1 for p in places[state]]},
                 "cliponaxis": False,
                 "name": state,
-                "hovertemplate": f"{_label(state)}VE %{{text}}<extra></extra>",
+                "hovertemplate": f"{label(state)}VE %{{text}}<extra></extra>",
             }
         )
-    return _figure(
+    return figure(
         data,
-        x=axis | {"title": _title("VE, spaced by log(1 − VE)")},
+        x=axis | {"title": title(VE_TITLE), "tickangle": 0},
         y={
-            "tickvals": list(range(len(names))),
-            "ticktext": names,
-            "range": [len(names) - 0.6, -0.7],
+            "tickvals": list(range(len(rows))),
+            "ticktext": [name for name, _ in rows],
+            "range": [len(rows) - 0.6, -0.7],
             "showgrid": False,
             "zeroline": False,
         },
+        height=height,
     )
 
 
@@ -86,27 +107,61 @@ def concentration(states: States) -> Figure:
     curves = [(s, [p for p in e["curves"]["sse_concentration"] if p[0] > 0]) for s, e in states]
     lowest = math.log10(min((x for _, curve in curves for x, _ in curve), default=0.01))
     even = [10 ** (lowest * (1 - i / 60)) for i in range(61)]
-    data = [_line(even, even, "muted", width=1.2, dash="2px,3px", hoverinfo="skip")]
+    data = [line(even, even, "muted", width=1.2, dash="2px,3px", hoverinfo="skip")]
     for state, curve in curves:
-        hover = f"{_label(state)}top %{{x:.2~%}} of tokens: %{{y:.1%}} of the SSE<extra></extra>"
-        data.append(_line([x for x, _ in curve], [y for _, y in curve], state, hovertemplate=hover))
+        hover = f"{label(state)}top %{{x:.2~%}} of tokens: %{{y:.1%}} of the SSE<extra></extra>"
+        data.append(line([x for x, _ in curve], [y for _, y in curve], state, hovertemplate=hover))
     decades = range(math.ceil(lowest - 1e-9), 1)
-    return _figure(
+    return figure(
         data,
         x={
             "type": "log",
             "range": [lowest, 0.02],
             "tickvals": [10.0**d for d in decades],
             "ticktext": [n.top_percent(f"1e{d}") for d in decades],
-            "title": _title("top tokens by squared error"),
+            "title": title("top tokens by squared error"),
         },
         y={
             "range": [0, 1.04],
             "tickvals": [0, 0.25, 0.5, 0.75, 1],
             "ticktext": [n.top_percent(f) for f in ("0", "0.25", "0.5", "0.75", "1")],
-            "title": _title("share of all squared error"),
+            "title": title("share of all squared error"),
         },
     )
+
+
+def norm_against_sse(states: States, state: str) -> Figure:
+    """One state's tokens by norm and squared error, both in medians; the axes hold the points of all states."""
+    shown = {s: [p for p in e["curves"]["norm_against_sse"] if p[0] and p[1]] for s, e in states}
+    data: list[Figure] = []
+    for top in (False, True):
+        points = [p for p in shown[state] if p[2] == top]
+        mark = {"symbol": "diamond", "size": 8, "color": "$ink"} if top else {"size": 4, "color": f"${state}"}
+        name = "among the top" if top else "another token"
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [_rounded(p[0]) for p in points],
+                "y": [_rounded(p[1]) for p in points],
+                "marker": mark
+                | {"opacity": 0.85 if top else 0.5, "line": {"width": 1 if top else 0, "color": "$paper"}},
+                "name": name,
+                "hovertemplate": f"{name}: norm %{{x:.3~g}}×, squared error %{{y:.3~g}}× the median<extra></extra>",
+            }
+        )
+    every = [p for points in shown.values() for p in points]
+    return figure(
+        data,
+        x=log_axis([p[0] for p in every]) | {"title": title("norm, in medians")},
+        y=log_axis([p[1] for p in every]) | {"title": title("squared error, in medians")},
+        height=_TALL,
+    )
+
+
+def _rounded(value: float) -> float:
+    """Four digits: finer than a pixel, and a third of the page's size."""
+    return float(f"{value:.4g}")
 
 
 def density(states: States) -> Figure:
@@ -116,7 +171,7 @@ def density(states: States) -> Figure:
         edges, counts = (evaluation["curves"]["log10_density"][key] for key in ("edges", "counts"))
         bins = zip(counts, edges, edges[1:], strict=False)
         data.append(
-            _line(
+            line(
                 edges,
                 [*counts, 0],
                 state,
@@ -124,13 +179,44 @@ def density(states: States) -> Figure:
                 fill="tozeroy",
                 fillcolor=f"${state}-fill",
                 text=[f"{n.count(c)} latents from {n.fixed(a, 2)} to {n.fixed(b, 2)}" for c, a, b in bins],
-                hovertemplate=f"{_label(state)}%{{text}}<extra></extra>",
+                hovertemplate=f"{label(state)}%{{text}}<extra></extra>",
             )
         )
-    return _figure(
+    return figure(
         data,
-        x={"title": _title("log₁₀ of the share of tokens a latent fires on"), "zeroline": False},
-        y={"title": _title("latents"), "rangemode": "tozero"},
+        x={"title": title("log₁₀ of the share of tokens a latent fires on"), "zeroline": False},
+        y={"title": title("latents"), "rangemode": "tozero"},
+    )
+
+
+def ve_by_position(states: States) -> Figure:
+    """VE of the tokens at each range of positions in their context."""
+    names = [group["name"] for group in states[0][1]["groups"]["position"]]
+    values = {state: [group["ve"] for group in e["groups"]["position"]] for state, e in states}
+    places = {state: [ve_position(v) for v in row] for state, row in values.items()}
+    data = [
+        line(
+            list(range(len(places[state]))),
+            places[state],
+            state,
+            mode="lines+markers",
+            marker=marker(state, 8),
+            cliponaxis=False,
+            text=[n.ve(v) for v in values[state]],
+            hovertemplate=f"{label(state)}VE %{{text}}<extra></extra>",
+        )
+        for state in places
+    ]
+    ticks = {
+        "tickvals": list(range(len(names))),
+        "ticktext": [html.escape(name) for name in names],
+        "tickangle": -40 if len("".join(names)) > 24 else 0,
+    }
+    return figure(
+        data,
+        x=ticks | {"title": title("position in the context"), "range": [-0.4, len(names) - 0.6], "zeroline": False},
+        y=ve_axis([p for row in places.values() for p in row]) | {"title": title(VE_TITLE)},
+        height=_TALL,
     )
 
 
@@ -143,12 +229,12 @@ def training(history: Sequence[Mapping[str, Any]], key: str) -> Figure:
     y: Figure = {}
     if key == "ve":
         shown = [ve_position(v) for v in values]
-        y = _ve_axis([p for p in shown if p is not None])
+        y = ve_axis(shown)
         name += ", spaced by log(1 − VE)"
     elif known and min(known) > 0 and max(known) > 30 * min(known):
         y = {"type": "log", "dtick": 1}
         name += ", log scale"
-    line = _line(
+    trace = line(
         [entry["tokens"] for entry in history],
         shown,
         "after",
@@ -156,71 +242,9 @@ def training(history: Sequence[Mapping[str, Any]], key: str) -> Figure:
         hovertemplate="%{text} after %{x:,} tokens<extra></extra>",
     )
     if len(history) <= 40:
-        line |= {"mode": "lines+markers", "marker": {"size": 5, "color": "$after"}}
-    return _figure(
-        [line],
-        x={"title": _title("tokens trained on"), "tickformat": "~s", "nticks": 6, "zeroline": False},
-        y=y | {"title": _title(name)},
+        trace |= {"mode": "lines+markers", "marker": {"size": 5, "color": "$after"}}
+    return figure(
+        [trace],
+        x={"title": title("tokens trained on"), "tickformat": "~s", "nticks": 6, "zeroline": False},
+        y=y | {"title": title(name)},
     )
-
-
-def _ve_axis(positions: Sequence[float]) -> Figure:
-    """An axis of `ve_position`s from 0 to all of them, with ticks named by VE."""
-    low, high = min((0.0, *positions)), max((0.0, *positions))
-    span = max(high - low, 0.3)
-    low, high = low - 0.05 * span, high + 0.1 * span
-    ticks: list[tuple[float, float]] = []
-    for ve in _VE_TICKS:
-        at = -math.log10(1 - ve)
-        if low <= at <= high and all(abs(at - other) > 0.15 * span for other, _ in ticks):
-            ticks.append((at, ve))
-    return {
-        "range": [low, high],
-        "tickvals": [at for at, _ in ticks],
-        "ticktext": [f"{ve:,g}".replace("-", n.MINUS) for _, ve in ticks],
-        "zeroline": True,
-    }
-
-
-def _line(x: Sequence[Any], y: Sequence[Any], state: str, *, width: float = 2, dash: str = "", **more: Any) -> Figure:
-    """A line in a state's colour and dash; `shape` is the line's, whatever else is the trace's."""
-    line = {"color": f"${state}", "width": width, "dash": dash or _DASH[state]}
-    if "shape" in more:
-        line["shape"] = more.pop("shape")
-    return {"type": "scatter", "mode": "lines", "x": list(x), "y": list(y), "name": state, "line": line, **more}
-
-
-def _title(text: str) -> Figure:
-    return {"text": text, "font": {"size": 12}, "standoff": 8}
-
-
-def _label(state: str) -> str:
-    return f"{state}: " if state in ("before", "after") else ""
-
-
-def _figure(data: list[Figure], x: Figure, y: Figure) -> Figure:
-    axis = {
-        "automargin": True,
-        "fixedrange": True,
-        "gridcolor": "$rule",
-        "zerolinecolor": "$muted",
-        "ticks": "outside",
-        "ticklen": 5,
-        "tickcolor": "rgba(0,0,0,0)",
-    }
-    return {
-        "data": data,
-        "layout": {
-            "height": 290,
-            "margin": {"l": 8, "r": 24, "t": 8, "b": 8},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"family": "$sans", "size": 12, "color": "$ink"},
-            "showlegend": False,
-            "dragmode": False,
-            "hovermode": "closest",
-            "hoverlabel": {"bgcolor": "$paper", "bordercolor": "$rule", "font": {"color": "$ink"}},
-            "xaxis": axis | x,
-            "yaxis": axis | y,
-        },
-    }

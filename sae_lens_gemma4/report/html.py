@@ -16,12 +16,19 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
-from sae_lens_gemma4.errors import ConfigError
+from sae_lens_gemma4.errors import ConfigError, check_name
 from sae_lens_gemma4.report import figures, words
 from sae_lens_gemma4.report import numbers as n
+from sae_lens_gemma4.report.outliers import LEGEND, Outliers, outliers
+from sae_lens_gemma4.report.plotting import Figure
+from sae_lens_gemma4.report.quantities import DEAD, L0, SSE_OF_TOP, VE, VE_WITHOUT_TOP
+from sae_lens_gemma4.report.release_table import release_table
+from sae_lens_gemma4.report.tables import Table, headline, others
 from sae_lens_gemma4.report.words import Evaluation, States
 
-SCHEMA = 1
+SCHEMA = 2
+MAIN_COLUMNS = (VE, VE_WITHOUT_TOP, SSE_OF_TOP, L0, DEAD)
+"""The quantities of the table over all corpora."""
 
 
 class Panel(NamedTuple):
@@ -30,67 +37,142 @@ class Panel(NamedTuple):
     id: str
     title: str
     caption: str
-    figure: figures.Figure
+    figure: Figure
 
 
-class Column(NamedTuple):
-    """A quantity of the main table: its name and how one evaluation's value is written."""
+class Group(NamedTuple):
+    """Rows of the table over all corpora that belong together: (id, corpus, before, after or None)."""
 
-    name: str
-    write: Callable[[Evaluation], str]
+    title: str
+    model: str
+    rows: list[tuple[str, str, Evaluation, Evaluation | None]]
 
 
-MAIN_COLUMNS = (
-    Column("VE", lambda e: n.ve(e["metrics"]["ve"])),
-    Column(f"VE without top {n.top_percent('0.01')}", lambda e: n.ve(e["metrics"]["ve_without_top_sse"]["0.01"])),
-    Column("L0", lambda e: n.per_token(e["metrics"]["l0"])),
-    Column("Dead latents", lambda e: n.count(e["metrics"]["dead"])),
-)
+class View(NamedTuple):
+    """All that a page shows of one evaluation, or of two of the same tokens.
+
+    Attributes:
+        states: the evaluations by state.
+        diagnoses: of each state its verdict and why.
+        panels, more_panels: the plots, those read first and the rest.
+        headline: the figures that are read first.
+        tables: all others.
+        outliers: each state's worst tokens.
+    """
+
+    states: States
+    diagnoses: list[tuple[str, str, str]]
+    panels: list[Panel]
+    more_panels: list[Panel]
+    headline: Table
+    tables: list[Table]
+    outliers: list[Outliers]
 
 
 def render_demo(report: Mapping[str, Any]) -> str:
-    """The whole page for the demo's report: the base SAE at home, and before and after training on each shift."""
-    _check(report, "report")
-    if report.get("kind") != "demo":
-        raise ConfigError(f"This report is of kind {report.get('kind')!r}; render_demo takes kind 'demo'.")
+    """The whole page for the demo's report: the base SAE at home, and before and after training on each shift.
+
+    Raises:
+        ConfigError: the report is of another kind or schema, incomplete, or holds a number that is not finite.
+    """
+    _check(report, "report", "demo")
     with _missing_is_an_error("report"):
-        reference = report["reference"]
-        evaluations = [reference, *(row[s] for x in report["shifts"] for row in x["rows"] for s in ("before", "after"))]
-        for evaluation in evaluations:
-            _check(evaluation, "evaluation in this report")
-        at_home = [("base", reference)]
+        home, shifts = report["reference"], report["shifts"]
+        rows = [row for shift in shifts for row in (*shift["rows"], *shift["forgetting"])]
+        evaluations = _checked([home, *_evaluations(rows)])
+        at_home = Group(
+            "Reference: the base model itself",
+            _model_name(home),
+            [("reference", home["corpus"]["name"], home, None)],
+        )
         return _render(
             "demo.html.j2",
             evaluations,
             report=report,
-            columns=MAIN_COLUMNS,
-            summary=words.reference_sentence(reference),
-            reference={"panels": _panels("reference", at_home), "metrics": _metric_rows(at_home)},
-            shifts=[_shift(i, shift) for i, shift in enumerate(report["shifts"])],
+            summary=words.reference_sentence(home),
+            groups=[at_home, *(_group(x["title"], x["model"], x["name"], x["rows"]) for x in shifts)],
+            reference=_view("reference", [("base", home)]),
+            shifts=[_shift(i, shift) for i, shift in enumerate(shifts)],
         )
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The page for a document of any kind: `demo`, `evaluation` or `comparison`.
+
+    Raises:
+        UnknownNameError: it is of another kind.
+    """
+    pages = {"demo": render_demo, "evaluation": render_evaluation, "comparison": render_comparison}
+    return pages[check_name("kind of report", str(document.get("kind")), pages)](document)
 
 
 def render_evaluation(evaluation: Mapping[str, Any]) -> str:
-    """One page for one evaluation of one SAE on one corpus."""
-    _check(evaluation, "evaluation")
+    """One page for one evaluation of one SAE on one corpus. Raises as `render_demo` does."""
     with _missing_is_an_error("evaluation"):
-        states = [("only", evaluation)]
         return _render(
             "evaluation.html.j2",
-            [evaluation],
+            _checked([evaluation]),
             evaluation=evaluation,
             summary=words.single_sentence(evaluation),
-            panels=_panels("evaluation", states),
-            metrics=_metric_rows(states),
+            view=_view("evaluation", [("only", evaluation)]),
         )
 
 
-def _shift(index: int, shift: Mapping[str, Any]) -> dict[str, Any]:
-    rows = []
-    for i, row in enumerate(shift["rows"]):
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """One page for two SAEs on the same tokens, corpus by corpus, and what the second forgot where that was measured.
+
+    Raises as `render_demo` does, and ConfigError where there is no row.
+    """
+    _check(comparison, "comparison", "comparison")
+    with _missing_is_an_error("comparison"):
+        rows, forgetting = comparison["rows"], comparison["forgetting"]
+        if not rows:
+            raise ConfigError("This comparison has no rows: there is nothing to show.")
+        groups = [("Where they are compared", "rows", rows), ("Forgetting: the model of the first", "home", forgetting)]
+        return _render(
+            "comparison.html.j2",
+            _checked(_evaluations([*rows, *forgetting])),
+            saes=[("before", rows[0]["before"]["sae"]), ("after", rows[0]["after"]["sae"])],
+            versions=rows[0]["after"]["versions"],
+            groups=[_group(title, _model_name(x[0]["before"]), id, x) for title, id, x in groups if x],
+            rows=_rows("r", rows),
+            forgetting=_rows("f", forgetting),
+            release_table=release_table(rows),
+        )
+
+
+def _evaluations(rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
+    return [row[state] for row in rows for state in ("before", "after")]
+
+
+def _model_name(evaluation: Evaluation) -> str:
+    return str(evaluation["model"]["name"] or evaluation["model"]["class"])
+
+
+def _group(title: str, model: str, id: str, rows: Sequence[Mapping[str, Any]]) -> Group:
+    shown = named(rows)
+    return Group(title, model, [(f"{id}/{r['corpus']}", r["corpus"], r["before"], r["after"]) for r in shown])
+
+
+def named(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows, with the hook in the corpus's name where rows differ in it."""
+    hooks = [row["after"]["sae"]["hook_name"] for row in rows]
+    if len(set(hooks)) < 2:
+        return rows
+    return [{**row, "corpus": f"{row['corpus']} at {hook}"} for row, hook in zip(rows, hooks, strict=True)]
+
+
+def _rows(prefix: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of before and after, with all that is shown of each and the sentence that sums it up."""
+    shown = []
+    for i, row in enumerate(named(rows)):
         states = [("before", row["before"]), ("after", row["after"])]
-        panels = _panels(f"s{index}r{i}", states)
-        rows.append({"corpus": row["corpus"], "panels": panels, "metrics": _metric_rows(states)})
+        view = _view(f"{prefix}{i}", states, row.get("differences"))
+        shown.append({"corpus": row["corpus"], "view": view, "sentence": words.row_sentence(row)})
+    return shown
+
+
+def _shift(index: int, shift: Mapping[str, Any]) -> dict[str, Any]:
     history = shift["training"]["history"]
     curves = [
         Panel(f"s{index}-{key}", name, words.training_caption(history, key), figures.training(history, key))
@@ -102,35 +184,47 @@ def _shift(index: int, shift: Mapping[str, Any]) -> dict[str, Any]:
         "summary": words.shift_sentences(shift),
         "reload": words.reload_sentence(shift["reload"]),
         "training": curves,
-        "rows": rows,
+        "rows": _rows(f"s{index}r", shift["rows"]),
+        "forgetting": _rows(f"s{index}f", shift["forgetting"]),
     }
 
 
-def _panels(prefix: str, states: States) -> list[Panel]:
-    shown = (
-        ("ve", "Variance explained, worst tokens left out", words.robust_caption, figures.robust_ve),
-        ("sse", "Where the squared error is", words.concentration_caption, figures.concentration),
-        ("density", "How often latents fire", words.density_caption, figures.density),
+def _view(prefix: str, states: States, differences: Any = None) -> View:
+    return View(
+        states=states,
+        diagnoses=[(state, words.verdict(e), words.diagnosis(e)) for state, e in states],
+        panels=[
+            Panel(f"{prefix}-{id}", title, caption(states), figure(states)) for id, title, caption, figure in _PANELS
+        ],
+        more_panels=list(_more_panels(prefix, states)),
+        headline=headline(states, differences),
+        tables=others(states),
+        outliers=outliers(states),
     )
-    return [Panel(f"{prefix}-{id}", title, caption(states), figure(states)) for id, title, caption, figure in shown]
 
 
-def _metric_rows(states: States) -> list[tuple[str, list[str]]]:
-    """Every metric of a schema-1 evaluation: its name and, per state, its value as written."""
-    metrics = [evaluation["metrics"] for _, evaluation in states]
-    fractions = sorted(metrics[0]["ve_without_top_sse"], key=float)
-    written: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-        ("Tokens", lambda m: n.count(m["n_tokens"])),
-        ("VE", lambda m: n.ve(m["ve"])),
-        *((f"VE without top {n.top_percent(f)}", lambda m, f=f: n.ve(m["ve_without_top_sse"][f])) for f in fractions),
-        *((f"SSE held by top {n.top_percent(f)}", lambda m, f=f: n.percent(m["sse_share"][f])) for f in fractions),
-        ("NMSE", lambda m: n.real(m["nmse"])),
-        ("Cosine similarity", lambda m: n.fixed(m["cosine"], 3)),
-        ("L0", lambda m: n.per_token(m["l0"])),
-        ("L1", lambda m: n.real(m["l1"])),
-        ("Dead latents", lambda m: n.count(m["dead"])),
-    ]
-    return [(name, [write(m) for m in metrics]) for name, write in written]
+_PANELS: tuple[tuple[str, str, Callable[[States], str], Callable[[States], Figure]], ...] = (
+    ("ve", "Variance explained, worst tokens left out", words.robust_caption, figures.robust_ve),
+    ("sse", "Where the squared error is", words.concentration_caption, figures.concentration),
+    ("density", "How often latents fire", words.density_caption, figures.density),
+)
+
+
+def _more_panels(prefix: str, states: States) -> Iterator[Panel]:
+    yield Panel(
+        f"{prefix}-norm",
+        "Variance explained, largest norms left out",
+        words.norm_caption(states),
+        figures.robust_ve_by_norm(states),
+    )
+    if all(e["groups"]["position"] for _, e in states):
+        caption = words.position_caption(states)
+        yield Panel(f"{prefix}-position", "Variance explained by position", caption, figures.ve_by_position(states))
+    for state, evaluation in states:
+        if evaluation["curves"]["norm_against_sse"]:
+            title = "Norm against squared error" + ("" if len(states) == 1 else f", {state}")
+            caption = words.scatter_caption(evaluation)
+            yield Panel(f"{prefix}-scatter-{state}", title, caption, figures.norm_against_sse(states, state))
 
 
 @cache
@@ -146,18 +240,23 @@ def _environment() -> Environment:
         "ve": n.ve,
         "count": n.count,
         "per_token": n.per_token,
+        "percent": n.percent,
         "scientific": n.scientific,
         "duration": n.duration,
         "verdict": words.verdict,
+        "sae_name": words.sae_name,
+        "stated": words.stated,
     }
+    environment.globals |= {"columns": MAIN_COLUMNS, "paint_legend": LEGEND}
     return environment
 
 
 def _render(template: str, evaluations: Sequence[Evaluation], **context: Any) -> str:
     from plotly.offline import get_plotlyjs
 
+    saes = {e["sae"]["hash"]: e["sae"] for e in evaluations}
     corpora = {(e["corpus"]["name"], e["corpus"]["hash"]): e["corpus"] for e in evaluations}
-    models = {(e["model"]["name"], e["model"]["class"]): e["model"] for e in evaluations}
+    models = {(e["model"]["name"], e["model"]["class"], e["model"]["fingerprint"]): e["model"] for e in evaluations}
     return (
         _environment()
         .get_template(template)
@@ -165,16 +264,30 @@ def _render(template: str, evaluations: Sequence[Evaluation], **context: Any) ->
             context,
             rules=evaluations[0]["rules"],
             plotlyjs=Markup(get_plotlyjs()),
-            corpora=list(corpora.values()),
-            models=list(models.values()),
+            provenance={
+                "saes": list(saes.values()),
+                "corpora": list(corpora.values()),
+                "models": list(models.values()),
+                "protocols": list(dict.fromkeys(e["protocol"] for e in evaluations if e["protocol"])),
+            },
         )
     )
 
 
-def _check(document: Mapping[str, Any], what: str) -> None:
-    """Refuse another schema, and numbers that JSON does not have."""
+def _checked(evaluations: list[Evaluation]) -> list[Evaluation]:
+    for evaluation in evaluations:
+        _check(evaluation, "evaluation", "evaluation")
+    return evaluations
+
+
+def _check(document: Mapping[str, Any], what: str, kind: str) -> None:
+    """Refuse another schema or kind, and numbers that JSON does not have."""
     if document.get("schema") != SCHEMA:
         raise ConfigError(f"This {what} has schema {document.get('schema')!r}; this version reads schema {SCHEMA}.")
+    if document.get("kind") != kind:
+        raise ConfigError(
+            f"This {what} is of kind {document.get('kind')!r}; it must be of kind {kind!r} to be read here."
+        )
     for path, value in _leaves(document):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"This {what} holds {value} at {path}; what is not defined is None in a report.")

@@ -7,6 +7,8 @@ defined must not read as a measurement.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 NOT_DEFINED = "not defined"
 MINUS = "\u2212"
@@ -31,6 +33,11 @@ def real(value: float | None) -> str:
     return fixed(value, 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1)
 
 
+def fixed3(value: float | None) -> str:
+    """A cosine and the like: three decimals whatever its size."""
+    return fixed(value, 3)
+
+
 def ve(value: float | None) -> str:
     """Variance explained, as `real` but never in powers of ten: near zero it reads 0.000."""
     return fixed(value, 3) if value is not None and abs(value) < 1 else real(value)
@@ -49,12 +56,38 @@ def percent(fraction: float | None) -> str:
     """A share as a percentage: 34.2 %, 0.25 %."""
     if fraction is None:
         return NOT_DEFINED
-    return f"{fixed(100 * fraction, 1 if fraction >= 0.01 else 2)}{NBSP}%"
+    return f"{fixed(100 * fraction, 1 if abs(fraction) >= 0.01 else 2)}{NBSP}%"
 
 
 def top_percent(fraction: str) -> str:
     """The name of a top fraction, as it stands in a report's keys: "0.001" → "0.1 %"."""
     return f"{100 * float(fraction):g}{NBSP}%"
+
+
+def times(factor: str) -> str:
+    """The name of a multiple of the median, as it stands in a report's keys: "5" → "5×"."""
+    return f"{float(factor):g}×"
+
+
+def ascending(keys: Iterable[str]) -> list[str]:
+    """A report's number keys in the order of the numbers."""
+    return sorted(keys, key=float)
+
+
+def interval(bounds: Sequence[float | None] | None, write: Callable[[Any], str]) -> str:
+    """Both ends as `write` writes them: [0.801, 0.823]."""
+    return "[" + (NOT_DEFINED if bounds is None else ", ".join(write(end) for end in bounds)) + "]"
+
+
+def signed(value: float | None, write: Callable[[Any], str]) -> str:
+    """A difference: +0.012, −0.012; one that reads as zero has no sign."""
+    text = write(value)
+    return f"+{text}" if value is not None and value > 0 and any(c in text for c in "123456789") else text
+
+
+def both(written: Sequence[tuple[str, str]]) -> str:
+    """Values by state in a sentence: "0.194 before and 0.812 after"; of a state that stands alone, the value."""
+    return " and ".join(f"{text} {state}" if state in ("before", "after") else text for state, text in written)
 
 
 def scientific(value: float | None) -> str:

@@ -6,18 +6,17 @@ nearest that does; a value of the wrong kind is named with its place in the file
 
 from __future__ import annotations
 
-import types
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 import yaml
 from sae_lens.constants import DTYPE_MAP
 
-from sae_lens_gemma4.errors import ConfigError, UnknownNameError, check_name
-
-T = TypeVar("T")
+from sae_lens_gemma4.activations.sources import Source
+from sae_lens_gemma4.errors import ConfigError, check_name
+from sae_lens_gemma4.mapping import from_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +55,6 @@ class Model:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as e:
             raise ConfigError(f"Device {self.device!r} cannot be used: {str(e).splitlines()[0]}") from e
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Text: whatever `build_corpus` reads by name, a split of it, and how many tokens to take."""
-
-    dataset: str
-    split: str = "train"
-    tokens: int | None = None
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokens is not None and self.tokens < 1:
-            raise ConfigError(f"tokens of {self.dataset} must be at least 1, not {self.tokens}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +136,7 @@ class ContinueTrainingConfig:
             ConfigError: no such file, not YAML, or a value that cannot be used, with its place.
             UnknownNameError: a key that does not exist.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as e:
-            raise ConfigError(f"Recipe {path} cannot be read: {e.strerror}.") from e
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            raise ConfigError(f"Recipe {path} is not YAML: {str(e).splitlines()[0]}.") from e
-        return from_mapping(cls, data, "recipe")
+        return from_yaml(cls, path, "recipe")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -168,55 +147,3 @@ class ContinueTrainingConfig:
             return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         except yaml.YAMLError as e:
             raise ConfigError(f"The configuration cannot be kept as a recipe: {' '.join(map(str, e.args))}.") from e
-
-
-def from_mapping(cls: type[T], data: Any, where: str) -> T:
-    """Make a dataclass of plain data, strictly: unknown keys, missing keys and wrong kinds are errors in words."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be a mapping, not {_kind(data)}.")
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
-    for key in data:
-        if key not in known:
-            raise UnknownNameError(f"key in {where}", key, known)
-    missing = [n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}.")
-    return cls(**{key: typed(hints[key], value, f"{where}.{key}") for key, value in data.items()})
-
-
-def typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`: a dataclass, `list[...]`, `dict[str, Any]`, `X | None`, a `Literal` or a plain type.
-
-    Raises:
-        ConfigError: it is none; `where` says which value.
-    """
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (h for h in get_args(hint) if h is not type(None))
-    if is_dataclass(hint):
-        return from_mapping(hint, value, where)  # type: ignore[arg-type]
-    if get_origin(hint) is Literal:
-        return check_name(where, value, get_args(hint))
-    if get_origin(hint) is list:
-        if not isinstance(value, list) or not value:
-            raise ConfigError(f"{where} must be a list with at least one entry, not {_kind(value)}.")
-        return [typed(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
-    plain = get_origin(hint) or hint
-    if plain is float and isinstance(value, str):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-3 as a text
-        except ValueError:
-            pass
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if plain is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-        raise ConfigError(f"{where} must be {plain.__name__}, not {_kind(value)} ({value!r}).")
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else type(value).__name__

@@ -24,7 +24,7 @@ from sae_lens.util import str_to_dtype
 from sae_lens_gemma4.catalogue.converter import converter
 from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import Gemma4SAEError, SAEError, UnknownNameError, check_name, nearest
-from sae_lens_gemma4.training.config import typed
+from sae_lens_gemma4.mapping import typed
 
 T = TypeVar("T", bound=SAE[Any])
 _SAVED_AS = {"matryoshka_batchtopk": "jumprelu", "batchtopk": "jumprelu", "topk": "topk"}

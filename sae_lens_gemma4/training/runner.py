@@ -24,14 +24,17 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_lens_gemma4.activations.corpus import Corpus, build_corpus
+from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.activations.harvest import harvest
+from sae_lens_gemma4.activations.sources import Source
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError
-from sae_lens_gemma4.evaluation.evaluate import SAEEvaluation, evaluate_sae
+from sae_lens_gemma4.evaluation.compare import Comparison
+from sae_lens_gemma4.evaluation.evaluate import evaluate_sae
+from sae_lens_gemma4.evaluation.result import SAEEvaluation
 from sae_lens_gemma4.models.hook_names import hf_name
 from sae_lens_gemma4.models.interface import HookedModel, model_name, require_hook
 from sae_lens_gemma4.models.loading import MODEL_CLASSES, load_for_sae_lens
-from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, Source
+from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data
 from sae_lens_gemma4.training.restore import inference_form, load_sae, training_form
 from sae_lens_gemma4.training.saving import check_place, save_sae
 
@@ -58,19 +61,17 @@ class ContinueTrainingResult:
     tokens: int
     seconds: float
 
+    def comparisons(self) -> list[Comparison]:
+        """Before and after on each held-out corpus, with paired differences."""
+        return [Comparison(name, self.before[name], after) for name, after in self.after.items()]
+
 
 def build_sources(data: Data, sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
     """The corpora of `sources` by name; `ConfigError` where two have the same."""
     corpora: dict[str, Corpus] = {}
     for source in sources:
-        corpus = build_corpus(
-            source.dataset,
-            tokenizer,
-            context_size=data.context_size,
-            name=source.name,
-            split=source.split,
-            max_tokens=source.tokens,
-            exclude_special_tokens=data.exclude_special_tokens,
+        corpus = source.to_corpus(
+            tokenizer, context_size=data.context_size, exclude_special_tokens=data.exclude_special_tokens
         )
         if corpus.name in corpora:
             raise ConfigError(f"Two sources are named {corpus.name!r}; give each a `name`.")
@@ -128,7 +129,7 @@ class ContinueTrainingRunner:
         sae.cfg.metadata.continued_tokens = trainer.n_training_samples
         path = save_sae(sae, cfg.output, log10_sparsity_f=trainer.log_feature_sparsity, recipe=recipe)
         saved = inference_form(sae)
-        after = self._evaluate(saved, model, heldout, hook_name, {"path": cfg.output})
+        after = self._evaluate(saved, model, heldout, hook_name, {"path": cfg.output}, reference=base)
         return ContinueTrainingResult(path, saved, before, after, history, trainer.n_training_samples, seconds)
 
     def _corpora(self, model: HookedModel) -> tuple[Corpus, dict[str, Corpus]]:
@@ -152,12 +153,14 @@ class ContinueTrainingRunner:
         heldout: dict[str, Corpus],
         hook_name: str,
         source: dict[str, Any],
+        reference: SAE[Any] | None = None,
     ) -> dict[str, SAEEvaluation]:
         settings: dict[str, Any] = {
             "hook_name": hook_name,
             "batch_blocks": self.cfg.training.batch_blocks,
             "isolate_documents": self.cfg.data.isolate_documents,
             "source": source,
+            "reference": reference,
             "progress": self.progress,
         }
         return {name: evaluate_sae(sae, model, corpus, **settings) for name, corpus in heldout.items()}

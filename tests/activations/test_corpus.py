@@ -1,15 +1,14 @@
-"""Packing and masking against blocks worked out by hand, on a tokenizer whose ids are known."""
+"""Corpora against tokens and masks worked out by hand, on a tokenizer whose ids are known."""
 
-import itertools
+import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sae_lens_gemma4.activations.corpus import Corpus, _pack, build_corpus
+from sae_lens_gemma4.activations.corpus import Corpus, Origin, build_corpus
 from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError
 from sae_lens_gemma4.testing import tiny_tokenizer
 
@@ -19,28 +18,6 @@ BOS = 2
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny_tokenizer()
-
-
-def test_packing_by_hand():
-    blocks = list(_pack([[10, 11, 12], [20, 21], [30]], BOS, 4))
-    assert blocks == [
-        ([BOS, 10, 11, 12], [0, 0, 0, 0]),
-        ([BOS, 20, 21], [1, 1, 1]),
-        ([BOS, 30], [2, 2]),
-    ]
-
-
-@given(st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=20), min_size=1, max_size=8), st.integers(3, 9))
-@settings(max_examples=200, deadline=None)
-def test_packing_loses_nothing_and_opens_every_block_and_document_with_one_bos(documents, context_size):
-    blocks = list(_pack(documents, BOS, context_size))
-    assert [t for block, _ in blocks for t in block if t != BOS] == [t for d in documents for t in d]
-    for block, numbers in blocks:
-        assert len(block) == len(numbers) <= context_size
-        assert block[0] == BOS
-        assert not any(a == b == BOS for a, b in itertools.pairwise(block))
-        starts = [i for i in range(len(block)) if i == 0 or numbers[i] != numbers[i - 1]]
-        assert [i for i, t in enumerate(block) if t == BOS] == starts
 
 
 def test_texts_become_blocks_with_specials_and_padding_masked(tokenizer):
@@ -113,6 +90,14 @@ def test_the_hash_follows_the_text(tokenizer):
     assert len(hashes) == 3
 
 
+def test_the_hash_is_of_shape_tokens_and_mask():
+    tokens = torch.tensor([[2, 5, 7], [2, 9, 0]])
+    keep = torch.tensor([[False, True, True], [False, True, False]])
+    corpus = Corpus(tokens, keep, torch.tensor([[0, 0, 0], [1, 1, -1]]), "x")
+    data = b"(2, 3)" + b"".join(i.to_bytes(8, "little") for i in (2, 5, 7, 2, 9, 0)) + bytes([0, 1, 1, 0, 1, 0])
+    assert corpus.hash == hashlib.sha256(data).hexdigest()[:16]
+
+
 def test_batches_cover_each_block_once_in_a_seeded_order(tokenizer):
     corpus = build_corpus(["import os and sys " * 50], tokenizer, context_size=8)
     shuffled = [
@@ -121,6 +106,95 @@ def test_batches_cover_each_block_once_in_a_seeded_order(tokenizer):
     assert torch.equal(shuffled[0], shuffled[1])
     assert not torch.equal(shuffled[0], shuffled[2])
     assert sorted(map(tuple, shuffled[0].tolist())) == sorted(map(tuple, corpus.tokens_bp.tolist()))
+
+
+def test_the_next_document_is_where_a_corpus_apart_from_this_one_begins(tokenizer):
+    texts = [f"import os{i}" for i in range(12)]
+    first = build_corpus(texts, tokenizer, context_size=16, max_tokens=10)
+    at = first.origin.next_document
+    rest = build_corpus(texts, tokenizer, context_size=16, skip_documents=at)
+    assert 0 < at < 12 and rest.origin.first_document == at and rest.origin.next_document == 12
+    assert torch.equal(rest.tokens_bp, build_corpus(texts[at:], tokenizer, context_size=16).tokens_bp)
+    assert int(rest.document_bp.max()) == 11 - at
+    assert torch.equal(first.tokens_bp, build_corpus(texts[:at], tokenizer, context_size=16).tokens_bp[:1])
+
+
+def test_documents_without_tokens_are_counted_among_those_read(tokenizer):
+    corpus = build_corpus(["", "import os", ""], tokenizer, context_size=16)
+    assert corpus.origin.next_document == 3
+    assert sorted(corpus.document_bp.unique().tolist()) == [-1, 1]
+
+
+@pytest.mark.parametrize("wanted", [1, 29, 30, 31])
+def test_exactly_so_many_tokens_count(tokenizer, wanted):
+    """15 tokens a block count beside BOS."""
+    corpus = build_corpus(
+        ["import os and sys " * 100], tokenizer, context_size=16, max_tokens=wanted, exact_tokens=True
+    )
+    order = [(b, p) for b in range(corpus.n_blocks) for p in range(1, 16)]
+    assert corpus.keep_bp.nonzero().tolist() == [list(at) for at in order[:wanted]]
+    assert corpus.n_blocks == -(-wanted // 15)
+    assert corpus.facts()["tokens"] == wanted
+    with pytest.raises(DataError, match="has 3 tokens that count, fewer than 4"):
+        build_corpus(["a a a"], tokenizer, context_size=16, max_tokens=4, exact_tokens=True)
+
+
+def test_blocks_without_bos_and_of_single_documents(tokenizer):
+    texts = ["import os", "a", "return x"]
+    ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    bare = build_corpus(texts, tokenizer, context_size=64, bos=False)
+    assert bare.tokens_bp[bare.document_bp >= 0].tolist() == [t for tokens in ids for t in tokens]
+    assert bare.origin.bos is False
+    apart = build_corpus(texts, tokenizer, context_size=8, packed=False)
+    for row, tokens, number in zip(apart.tokens_bp, ids, range(3), strict=True):
+        assert row.tolist() == [BOS, *tokens] + [tokenizer.pad_token_id] * (7 - len(tokens))
+        assert apart.document_bp[number].tolist() == [number] * (1 + len(tokens)) + [-1] * (7 - len(tokens))
+
+
+def test_facts_say_where_the_text_came_from(tokenizer):
+    facts = build_corpus("embedded:chat", tokenizer, context_size=64, split="heldout", skip_documents=7).facts()
+    assert list(facts) == [
+        "name", "tokens", "documents", "blocks", "context_size", "hash", "source", "split", "revision",
+        "first_document", "next_document", "exclude_special_tokens", "bos",
+    ]  # fmt: skip
+    assert (facts["source"], facts["split"], facts["revision"]) == ("embedded:chat", "heldout", None)
+    assert facts["first_document"] == 7 and facts["next_document"] == 7 + facts["documents"]
+    assert facts["exclude_special_tokens"] is True and facts["bos"] is True
+    tokens = build_corpus(torch.full((2, 3), 40), tokenizer, context_size=3)
+    assert tokens.origin is None and tokens.facts()["bos"] is None
+
+
+def test_roles_stay_with_their_tokens(tokenizer):
+    """In shuffled blocks, and in a join with a corpus of fewer roles in another order and one of none."""
+    corpus = build_corpus("embedded:chat", tokenizer, context_size=32, split="heldout", max_tokens=2000)
+    other = build_corpus(
+        [[{"role": "assistant", "content": "import os"}], "import sys"], tokenizer, context_size=32, packed=False
+    )
+    plain = build_corpus(["class A: pass"], tokenizer, context_size=32)
+    assert corpus.roles == ("user", "assistant", "system") and other.roles == ("assistant",)
+    assert plain.role_bp is None and plain.roles == ()
+    joined = Corpus.concat([other, plain, corpus])
+    assert joined.roles == ("assistant", "user", "system") and joined.origin is None
+    assert joined.role_bp.dtype == torch.int8
+    assert set(joined.role_bp[1:3].unique().tolist()) == {-1}
+    as_words = [[(*c.roles, None)[i] for i in row] for c in (other, corpus) for row in c.role_bp.tolist()]
+    joined_words = [[(*joined.roles, None)[i] for i in row] for row in joined.role_bp.tolist()]
+    assert joined_words == [*as_words[:2], [None] * 32, *as_words[2:]]
+    for batch in corpus.batches(3, shuffle=torch.Generator().manual_seed(0)):
+        assert batch.origin == corpus.origin
+        for tokens, role in zip(batch.tokens_bp, batch.role_bp, strict=True):
+            row = (corpus.tokens_bp == tokens).all(dim=1).nonzero()[0, 0]
+            assert torch.equal(corpus.role_bp[row], role)
+
+
+def test_an_origin_that_parts_share_is_kept():
+    origin = Origin(None, None, None, 0, 1, True, True, "0" * 16)
+    one = torch.ones(1, 2, dtype=torch.long)
+    a, b = (Corpus(one, one.bool(), one, "x", origin=o) for o in (origin, replace(origin, first_document=1)))
+    assert Corpus.concat([a, a]).origin == origin
+    assert Corpus.concat([a, b]).origin is None
+    with pytest.raises(DataError, match="roles"):
+        Corpus(one, one.bool(), one, "x", role_bp=torch.zeros(2, 2), roles=("user",))
 
 
 def test_joined_corpora_keep_documents_apart(tokenizer):
@@ -156,15 +230,6 @@ def test_what_cannot_be_read_is_named(tokenizer, source, error, message):
         build_corpus(source, tokenizer, context_size=8)
 
 
-def test_share_gpt_s_rows_are_the_same_chats(tokenizer):
-    turns = [("human", "user", "hi"), ("gpt", "assistant", "yes"), ("human", "user", "so")]
-    theirs = [[{"from": who, "value": text} for who, _, text in turns]]
-    ours = [[{"role": role, "content": text} for _, role, text in turns]]
-    a, b = (build_corpus(rows, tokenizer, context_size=24) for rows in (theirs, ours))
-    assert torch.equal(a.tokens_bp, b.tokens_bp)
-    assert "yes" in tokenizer.decode(a.tokens_bp.flatten())
-
-
 def test_a_dataset_that_cannot_be_reached_is_one_of_our_errors(tokenizer):
     with pytest.raises(DataError, match="no-such/dataset"):
         build_corpus("no-such/dataset", tokenizer, context_size=8)
@@ -179,8 +244,15 @@ def test_an_unknown_split_names_those_there_are(tokenizer):
 
 
 def test_sizes_that_make_no_sense_are_refused(tokenizer):
-    with pytest.raises(ConfigError, match="max_tokens"):
-        build_corpus(["a"], tokenizer, context_size=8, max_tokens=0)
+    for wrong, name in (
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"exact_tokens": True}, "exact_tokens needs max_tokens"),
+        ({"skip_documents": -1}, "skip_documents"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            build_corpus(["a"], tokenizer, context_size=8, **wrong)
+    with pytest.raises(DataError, match="holds no text after its first 2 documents"):
+        build_corpus(["a"], tokenizer, context_size=8, skip_documents=2)
     tokens = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(DataError, match="differ in shape"):
         Corpus(tokens, torch.ones(2, 2, dtype=torch.bool), tokens, "x")
@@ -195,10 +267,3 @@ def test_the_split_is_in_the_name(tokenizer):
 def test_a_context_without_room_is_refused(tokenizer):
     with pytest.raises(ConfigError, match="context_size"):
         build_corpus(["a"], tokenizer, context_size=1)
-
-
-def test_chats_without_a_template_are_refused(tokenizer):
-    bare = tiny_tokenizer()
-    bare.chat_template = None
-    with pytest.raises(DataError, match="no chat template"):
-        build_corpus([[{"role": "user", "content": "hi"}]], bare, context_size=8)

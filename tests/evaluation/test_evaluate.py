@@ -1,19 +1,24 @@
 """`evaluate_sae` against a plain computation on the same activations, and against sae_lens's own `run_evals`."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 import torch
 from datasets import Dataset
 from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
 import sae_lens_gemma4 as g4
 from sae_lens_gemma4.activations.corpus import build_corpus
-from sae_lens_gemma4.errors import SAEError, UnknownNameError
-from sae_lens_gemma4.evaluation.evaluate import evaluate_sae
+from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, SAEError, UnknownNameError
+from sae_lens_gemma4.evaluation.evaluate import evaluate_sae, evaluate_saes
+from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
+from sae_lens_gemma4.evaluation.intervals import Sampling
+from sae_lens_gemma4.report import render_evaluation
 from sae_lens_gemma4.training.restore import inference_form, load_sae, training_form
 from tests.support import RELEASE, SAE_ID
 
@@ -55,6 +60,8 @@ def test_figures_are_those_of_a_plain_computation(evaluation, sae, activations):
     assert metrics.ve == pytest.approx(float(1 - sse.sum() / (x - x.mean(0)).pow(2).sum()), rel=1e-5)
     assert metrics.l0 == pytest.approx(float((acts > 0).double().sum(1).mean()), rel=1e-3)
     assert metrics.dead == int((acts.sum(0) == 0).sum())
+    assert metrics.never_fired[len(x)] == metrics.dead
+    assert metrics.never_fired[1024] == int((acts[:1024].sum(0) == 0).sum())
     density = evaluation.curves["log10_density"]
     assert sum(density["counts"]) == sae.cfg.d_sae - metrics.dead
     assert len(density["edges"]) == len(density["counts"]) + 1
@@ -72,9 +79,12 @@ def test_run_evals_agrees_on_the_same_tokens(sae, model, corpus):
         EvalConfig(batch_size_prompts=8, n_eval_sparsity_variance_batches=4, compute_variance_metrics=True,
                    compute_sparsity_metrics=True, compute_l2_norms=True),
     )  # fmt: skip
-    ours = evaluate_sae(sae, model, rows, progress=False).metrics
-    assert ours.ve == pytest.approx(stock["reconstruction_quality"]["explained_variance"], rel=1e-4)
-    assert ours.l0 == pytest.approx(stock["sparsity"]["l0"], rel=1e-3)
+    ours = evaluate_sae(sae, model, rows, progress=False)
+    for group, figures in ours.to_stock().items():
+        assert figures.keys() <= stock[group].keys()
+        for name, value in figures.items():
+            assert value == pytest.approx(stock[group][name], rel=1e-3), name
+    assert sum(map(len, ours.to_stock().values())) == 9
 
 
 def test_batching_changes_nothing(evaluation, sae, model, corpus):
@@ -83,10 +93,12 @@ def test_batching_changes_nothing(evaluation, sae, model, corpus):
     assert other.sse_share[0.01] == pytest.approx(evaluation.metrics.sse_share[0.01], rel=1e-6)
 
 
-def test_the_record_says_what_was_measured(evaluation, corpus, tmp_path):
+def test_the_record_says_what_was_measured(evaluation, sae, model, corpus, tmp_path):
     evaluation.to_json(tmp_path / "r.json")
     data = json.loads((tmp_path / "r.json").read_text())
-    assert data["model"] == {"name": "gemma-4-demo", "class": "Gemma4ProxyLM"}
+    assert data["model"].pop("fingerprint") == model_fingerprint(model)
+    assert data["model"] == {"name": "gemma-4-demo", "class": "Gemma4ProxyLM", "dtype": "float32"}
+    assert data["sae"]["hash"] == sae_hash(sae)
     assert data["corpus"]["hash"] == corpus.hash
     assert data["sae"]["hook_name"] == "blocks.3.hook_resid_post"
     assert data["metrics"]["ve"] == evaluation.metrics.ve
@@ -124,8 +136,174 @@ def test_a_transcoder_is_refused(sae, model, corpus):
         evaluate_sae(transcoder, model, corpus, progress=False)
 
 
+def test_an_sae_that_reads_sequences_is_refused(model, corpus):
+    config = TemporalSAEConfig(d_in=96, d_sae=96, n_heads=1, bottleneck_factor=1)
+    with pytest.raises(SAEError, match="reads sequences"):
+        evaluate_sae(TemporalSAE(config), model, corpus, hook_name="blocks.3.hook_resid_post", progress=False)
+
+
 def test_what_does_not_fit_is_named(sae, model, corpus):
-    with pytest.raises(UnknownNameError, match=r"blocks\.3\.hook_resid_post"):
+    with pytest.warns(MismatchWarning), pytest.raises(UnknownNameError, match=r"blocks\.3\.hook_resid_post"):
         evaluate_sae(sae, model, corpus, hook_name="blocks.3.hook_resid_pst", progress=False)
-    with pytest.raises(SAEError, match="256 wide; this SAE reads 96"):
+    with pytest.warns(MismatchWarning, match="at"), pytest.raises(SAEError, match="256 wide; this SAE reads 96"):
         evaluate_sae(sae, model, corpus, hook_name="model.layers.1.mlp.gate_proj", progress=False)
+
+
+@pytest.fixture(scope="module")
+def chat(model):
+    tuned = g4.load_model("gemma-4-demo-it", "Gemma4ProxyLM")
+    return tuned, build_corpus("embedded:chat", tuned.tokenizer, context_size=64, split="heldout", max_tokens=3000)
+
+
+def at_layer(sae, layer):
+    """A different SAE for another hook: it reconstructs worse, which is all that matters here."""
+    other = copy.deepcopy(sae)
+    other.cfg.metadata.hook_name = f"blocks.{layer}.hook_resid_post"
+    with torch.no_grad():
+        other.threshold *= 1.5
+    return other
+
+
+def test_several_saes_and_layers_take_one_forward_and_measure_as_alone(sae, chat):
+    tuned, corpus = chat
+    saes = {"three": sae, "three, other": at_layer(sae, 3), "five": at_layer(sae, 5)}
+    runs = []
+    original = tuned.run_with_cache
+    tuned.run_with_cache = lambda *args, **kwargs: runs.append(kwargs["names_filter"]) or original(*args, **kwargs)
+    try:
+        together = evaluate_saes(saes, tuned, corpus, progress=False, sampling=Sampling(resamples=50))
+    finally:
+        del tuned.run_with_cache
+    assert len(runs) == -(-corpus.n_blocks // 16)
+    assert all(sorted(names) == ["blocks.3.hook_resid_post", "blocks.5.hook_resid_post"] for names in runs)
+    for name, other in saes.items():
+        alone = evaluate_sae(other, tuned, corpus, progress=False, sampling=Sampling(resamples=50))
+        assert alone.to_dict()["metrics"] == together[name].to_dict()["metrics"]
+        assert alone.to_dict()["intervals"] == together[name].to_dict()["intervals"]
+
+
+@torch.no_grad()
+def test_groups_and_widths_are_plain_computations_on_their_tokens(sae, chat):
+    tuned, corpus = chat
+    result = evaluate_sae(sae, tuned, corpus, progress=False).to_dict()
+    _, cache = tuned.run_with_cache(corpus.tokens_bp, names_filter=["blocks.3.hook_resid_post"])
+    keep = corpus.keep_bp
+    x = cache["blocks.3.hook_resid_post"][keep]
+    acts = sae.encode(x)
+    sse = (x.double() - sae.decode(acts).double()).square().sum(1)
+
+    def ve(chosen, sse=sse):
+        part = x[chosen].double()
+        return float(1 - sse[chosen].sum() / (part - part.mean(0)).square().sum())
+
+    position = torch.arange(64).expand_as(keep)[keep]
+    rows = {row["name"]: row for row in result["groups"]["position"]}
+    assert list(rows) == ["1", "2–3", "4–7", "8–15", "16–31", "32–63"]
+    for name, row in rows.items():
+        low, _, high = name.partition("–")
+        inside = (position >= int(low)) & (position <= int(high or low))
+        assert row["n_tokens"] == int(inside.sum())
+        assert row["ve"] == pytest.approx(ve(inside), rel=1e-5)
+        assert row["l0"] == pytest.approx(float((acts[inside] != 0).double().sum(1).mean()), rel=1e-6)
+        assert row["sse_share"] == pytest.approx(float(sse[inside].sum() / sse.sum()), rel=1e-6)
+    role = corpus.role_bp[keep]
+    assert {row["name"] for row in result["groups"]["role"]} == {corpus.roles[r] for r in role.unique().tolist()}
+    for row in result["groups"]["role"]:
+        assert row["ve"] == pytest.approx(ve(role == corpus.roles.index(row["name"])), rel=1e-5)
+    assert [row["width"] for row in result["widths"]] == [128, 512, 2048]
+    for row in result["widths"]:
+        first = acts.clone()
+        first[:, row["width"] :] = 0
+        error = (x.double() - sae.decode(first).double()).square().sum(1)
+        assert row["ve"] == pytest.approx(ve(slice(None), error), rel=1e-5)
+        assert row["l0"] == pytest.approx(float((first != 0).double().sum(1).mean()), rel=1e-6)
+    assert result["widths"][-1]["ve"] == pytest.approx(result["metrics"]["ve"], rel=1e-9)
+
+
+def test_a_misfit_is_named_with_its_cause(sae):
+    rescaled = g4.load_model("gemma-4-demo-it-rescaled", "Gemma4ProxyLM")
+    corpus = build_corpus("embedded:chat", rescaled.tokenizer, context_size=64, split="heldout", max_tokens=2000)
+    diagnosis = evaluate_sae(sae, rescaled, corpus, progress=False).diagnosis
+    assert (diagnosis["verdict"], diagnosis["cause"], diagnosis["norm_screen"]) == ("misfit", "scale", None)
+    scale = next(trial for trial in diagnosis["trials"] if trial["correction"] == "scale")
+    assert 4 < scale["factor"] < 7 and scale["ve"] > 0.7
+    assert "0.5" in diagnosis["reason"]
+
+
+@torch.no_grad()
+def spoil(sae, model, corpus, every=1000):
+    """An SAE with one loud latent that no ordinary token wakes, and a hook that makes one token in `every` wake it.
+
+    These tokens get the median norm, so that nothing but their error is unusual: the public finding in kind.
+    """
+    _, cache = model.run_with_cache(corpus.tokens_bp, names_filter=["blocks.3.hook_resid_post"])
+    x_td = cache["blocks.3.hook_resid_post"][corpus.keep_bp]
+    odd_d = torch.linalg.svd(x_td - x_td.mean(0), full_matrices=False).Vh[-1]  # where activations vary least
+    norm = x_td.norm(dim=1).median()
+    loud = copy.deepcopy(sae)
+    loud.W_enc[:, 0], loud.b_enc[0], loud.threshold[0] = odd_d, 0, 0.5 * norm
+    loud.W_dec[0] = 25 * odd_d
+    chosen = corpus.keep_bp.nonzero()[every // 2 :: every]
+    blocks = iter(torch.arange(corpus.n_blocks).split(16))
+
+    def hook(acts_bpd, hook):
+        here = next(blocks)
+        for block, position in chosen[torch.isin(chosen[:, 0], here)].tolist():
+            acts_bpd[block - int(here[0]), position] = norm * odd_d
+        return acts_bpd
+
+    return loud, hook, len(chosen)
+
+
+def test_constructed_outliers_are_told_from_a_misfit_and_no_norm_screen_sees_them(sae, model, tmp_path):
+    corpus = build_corpus("embedded:text", model.tokenizer, context_size=64, split="heldout", max_tokens=20_000)
+    loud, hook, n = spoil(sae, model, corpus)
+    healthy = evaluate_sae(loud, model, corpus, progress=False).metrics
+    model.add_hook("blocks.3.hook_resid_post", hook)
+    try:
+        result = evaluate_sae(loud, model, corpus, progress=False)
+    finally:
+        model.reset_hooks()
+    metrics = result.metrics
+    assert healthy.verdict == "healthy" and metrics.verdict == "outlier-dominated"
+    assert metrics.ve < 0.3 and metrics.ve_without_top_sse[0.001] == pytest.approx(healthy.ve, abs=0.02)
+    assert metrics.sse_share[0.001] > 0.6
+    assert metrics.ve_without_top_norm[0.001] == pytest.approx(metrics.ve, abs=0.02)
+    assert all(ve == pytest.approx(metrics.ve, abs=0.02) for ve in metrics.ve_without_high_norm.values())
+    assert result.diagnosis["norm_screen"] is False
+    worst = result.outliers["tokens"][0]
+    assert result.outliers["count"] >= n - 1
+    assert worst["norm_rank"] > 0.2 * metrics.n_tokens and worst["sse_rank"] == 1
+    result.to_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "outlier-dominated" in page and "norm" in page
+
+
+def test_bad_input_is_named(sae, model, corpus):
+    with pytest.raises(ConfigError, match="no SAE"):
+        evaluate_saes({}, model, corpus)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.add_tokens(["quokka"])
+    other = build_corpus(["some text, and some more of it"] * 9, tokenizer, context_size=16)
+    with pytest.raises(DataError, match="another tokenizer"):
+        evaluate_sae(sae, model, other, progress=False)
+    foreign = dataclasses.replace(corpus, tokens_bp=corpus.tokens_bp + 5000, origin=None)
+    with pytest.raises(DataError, match="token id"):
+        evaluate_sae(sae, model, foreign, progress=False)
+    with pytest.raises(ConfigError, match="resamples"):
+        Sampling(resamples=-1)
+
+
+def test_without_a_tokenizer_texts_are_numbers_and_traits_that_need_one_are_not_defined(sae, model, corpus):
+    class Untold:
+        tokenizer = None
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+    result = evaluate_sae(sae, Untold(), corpus, progress=False, sampling=Sampling(resamples=0))
+    worst = result.outliers["tokens"][0]
+    assert worst["text"] == f"#{worst['token_id']}" and worst["special"] is None and worst["delimiter"] is None
+    assert result.outliers["shares"]["special"] == {"top": None, "all": None}
+    assert 0 < result.outliers["shares"]["repeat"]["all"] < 1
+    assert "not defined" in render_evaluation(result.to_dict())

@@ -5,7 +5,8 @@ import yaml
 
 from sae_lens_gemma4.demo.job import SHIFTS, demo_config
 from sae_lens_gemma4.errors import ConfigError, UnknownNameError
-from sae_lens_gemma4.training.config import ContinueTrainingConfig, from_mapping
+from sae_lens_gemma4.mapping import from_mapping
+from sae_lens_gemma4.training.config import ContinueTrainingConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

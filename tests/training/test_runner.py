@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 import sae_lens_gemma4 as g4
 from sae_lens_gemma4.activations.corpus import build_corpus
+from sae_lens_gemma4.activations.sources import Source
 from sae_lens_gemma4.embedded import MODELS, TOKENIZER
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError, UnknownNameError
+from sae_lens_gemma4.mapping import from_mapping
 from sae_lens_gemma4.training.config import (
     ContinueTrainingConfig,
     Model,
-    Source,
     WarmStart,
-    from_mapping,
 )
 from sae_lens_gemma4.training.restore import load_sae, restore_training_sae
 from sae_lens_gemma4.training.runner import ContinueTrainingRunner
@@ -223,11 +223,11 @@ def test_what_was_trained_is_saved_before_it_is_measured(tmp_path, monkeypatch):
     runner = ContinueTrainingRunner(config(tmp_path / "sae", tokens=512), progress=False)
     evaluate, calls = runner._evaluate, []
 
-    def fail_the_second_time(*args):
+    def fail_the_second_time(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return evaluate(*args)
+        return evaluate(*args, **kwargs)
 
     monkeypatch.setattr(runner, "_evaluate", fail_the_second_time)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,5 @@
-// Draws every plot in the colours of the style sheet, and again when the width, the colour scheme or the medium changes.
+// Draws every plot in the colours of the style sheet, and again when the width, the colour scheme or the medium changes;
+// what a fold hides is drawn when it opens. A tap on a painted token says its number.
 (() => {
   const root = document.documentElement;
   const plots = [...document.querySelectorAll("[data-figure]")].map((el) => ({
@@ -16,6 +17,7 @@
   const draw = () => {
     const css = getComputedStyle(root);
     for (const { el, figure } of plots) {
+      if (el.clientWidth === 0) continue;
       const { data, layout } = painted(figure, css);
       Plotly.react(el, data, { ...layout, width: el.clientWidth }, { displayModeBar: false, showTips: false });
     }
@@ -28,6 +30,14 @@
     requestAnimationFrame(draw);
   }).observe(document.querySelector("main"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+  document.addEventListener("toggle", ({ target }) => {
+    if (target.open && target.querySelector("[data-figure]")) draw();
+  }, true);
+  document.addEventListener("click", ({ target }) => {
+    const token = target.closest(".context > [title]");
+    if (token) token.closest("li").querySelector(".asked").textContent = token.title;
+  });
 
   const closed = [...document.querySelectorAll("details:not([open])")];
   const print = (on) => {
