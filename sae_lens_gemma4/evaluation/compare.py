@@ -38,6 +38,9 @@ class Comparison:
     after: SAEEvaluation
 
     def __post_init__(self) -> None:
+        hooks = self.before.sae["hook_name"], self.after.sae["hook_name"]
+        if hooks[0] != hooks[1]:
+            raise ConfigError(f"SAEs at two hooks cannot be compared: {hooks[0]} and {hooks[1]}.")
         require_same_protocol(self.before.to_dict(), self.after.to_dict())
 
     def differences(self) -> dict[str, Any]:

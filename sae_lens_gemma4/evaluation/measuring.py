@@ -87,6 +87,8 @@ class Measuring:
         """
         x = batch.acts[self.hook_name]
         head = self.sae.cfg.metadata.hook_head_index
+        if head is not None and x.ndim == 3 and not -x.shape[1] <= head < x.shape[1]:
+            raise SAEError(f"{self.hook_name} has {x.shape[1]} heads; this SAE reads head {head}.")
         x_td = x[:, head] if head is not None and x.ndim == 3 else x.flatten(1)
         if x_td.shape[-1] != self.sae.cfg.d_in:
             raise SAEError(f"{self.hook_name} is {x_td.shape[-1]} wide; this SAE reads {self.sae.cfg.d_in}.")

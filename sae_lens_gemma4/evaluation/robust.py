@@ -25,7 +25,8 @@ class VerdictRules:
     Attributes:
         misfit_below: an SAE whose VE without the top 1 % of tokens by SSE is below this is a misfit.
         outlier_gain: it is outlier-dominated if leaving out the top .1 % gains more VE than this …
-        outlier_share: … and those tokens hold more of the SSE than this.
+        outlier_share: … and those tokens hold more of the SSE than this; or if VE itself is below `misfit_below` and
+            leaving out the top 1 % gains more than `outlier_gain`.
     """
 
     misfit_below: float = 0.5
@@ -42,9 +43,16 @@ def verdict(
         return None
     if without_1 < rules.misfit_below:
         return "misfit"
-    if without_01 - ve > rules.outlier_gain and share_01 > rules.outlier_share:
+    if _concentrated(ve, without_01, share_01, rules):
         return "outlier-dominated"
-    return "healthy"
+    low = ve < rules.misfit_below and without_1 - ve > rules.outlier_gain
+    return "outlier-dominated" if low else "healthy"
+
+
+def _concentrated(ve: float, without_01: float | None, share_01: float | None, rules: VerdictRules) -> bool:
+    """Whether the top .1 % by SSE gain and hold enough."""
+    gain = (ve if without_01 is None else without_01) - ve
+    return gain > rules.outlier_gain and (share_01 or 0.0) > rules.outlier_share
 
 
 def norm_screen_sees(
@@ -76,6 +84,8 @@ def reason(
         return f"VE without the worst 1 % of tokens is {_written(without_1)}, below {rules.misfit_below:g}."
     figures = f"VE is {_written(ve)} and {_written(without_01)} without the worst 0.1 % of tokens, which hold "
     figures += f"{100 * (share_01 or 0):.1f} % of the squared error"
+    if decided == "outlier-dominated" and not _concentrated(ve, without_01, share_01, rules):
+        return f"VE is {_written(ve)}, below {rules.misfit_below:g}, and {_written(without_1)} without the worst 1 %."
     if decided == "outlier-dominated":
         return f"{figures}: more than {rules.outlier_gain:g} gained, more than {100 * rules.outlier_share:g} % held."
     return f"{figures}."

@@ -78,6 +78,10 @@ def test_results_of_other_conditions_are_refused(rows, model, saes, corpora):
                          progress=False)  # fmt: skip
     with pytest.raises(ConfigError, match="resamples=400"):
         Comparison("draws", row.before, other).differences()
+    elsewhere = copy.deepcopy(saes[1])
+    elsewhere.cfg.metadata.hook_name = "blocks.5.hook_resid_post"
+    with pytest.raises(ConfigError, match="two hooks"):
+        compare_saes({"a": saes[0]}, {"a": elsewhere}, model, {"t": corpora["it_pile"]}, progress=False)
     with pytest.raises(ConfigError, match="both halves"):
         compare_saes({"a": saes[0]}, {"b": saes[1]}, model, corpora)
 

@@ -45,6 +45,15 @@ def test_thresholds_are_settings():
     assert decide(0.86, 0.90, 0.91, 0.60, VerdictRules(outlier_gain=0.01)) == "outlier-dominated"
 
 
+def test_a_low_ve_that_the_worst_hundredth_makes_is_not_healthy():
+    """Spread over the top 1 %, so that the top .1 % alone neither gain nor hold enough."""
+    assert decide(-0.65, -0.50, 0.91, 0.09) == "outlier-dominated"
+    assert decide(0.49, 0.50, 0.91, 0.09) == "outlier-dominated"
+    assert decide(0.50, 0.52, 0.91, 0.09) == "healthy"
+    sentence = reason("outlier-dominated", -0.65, {0.001: -0.50, 0.01: 0.91}, {0.001: 0.09})
+    assert sentence == "VE is −0.650, below 0.5, and 0.910 without the worst 1 %."
+
+
 @pytest.mark.parametrize(
     ("top_norm", "high_norm", "share", "seen"),
     [
