@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sae_lens_gemma4.errors import ConfigError
@@ -102,7 +102,7 @@ def print_release_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
     headings, *cells = release_table(rows)
     click.echo(f"\n{title}")
-    table = Table(*headings)
+    table = Table(*(Column(Text(heading)) for heading in headings))
     for line in cells:
         table.add_row(*map(Text, line))
     Console().print(table)

@@ -3,8 +3,9 @@
 A base model's SAE can fail on the tuned model because activations grew (scale), because they moved (mean), or because
 its threshold is wrong for them. Each guess is tried on a sample of the same tokens: activations divided by a factor,
 activations moved to where the SAE expects them, a threshold multiplied by a factor. Nothing is inferred from how
-activations look. A trial that brings VE over the misfit's bar names the cause; of several, the one with the best VE.
-Biases aside, a larger input is the same as a lower threshold, so these two often tie: the scale is named then.
+activations look. A trial that brings VE over the misfit's bar, and takes away at least half of what is unexplained,
+names the cause; of several, the one with the best VE. Biases aside, a larger input is the same as a lower threshold, so
+these two often tie: the scale is named then.
 
 Where an SAE expects activations is not in its file. The decoder's bias is a first guess; what the SAE makes of
 activations moved there has a mean that is a better one, and so on.
@@ -65,7 +66,7 @@ def cause(trials: list[Trial], rules: VerdictRules) -> tuple[Cause | None, str |
         return None, None
     if plain >= rules.misfit_below:
         return None, f"On a sample of the tokens VE is {plain:.3f} with nothing changed."
-    if best.ve < rules.misfit_below or best.correction == "none":
+    if best.ve < max(rules.misfit_below, (1 + plain) / 2) or best.correction == "none":
         return None, f"No single change of scale, mean or threshold brings VE over {rules.misfit_below:g}."
     what = {
         "scale": f"activations divided by {best.factor:.3g}",

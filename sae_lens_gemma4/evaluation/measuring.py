@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sae_lens import SAE, TrainingSAE
 from sae_lens.saes.temporal_sae import TemporalSAE
+from sae_lens.saes.transcoder import Transcoder
 
 from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.activations.harvest import Harvest
@@ -50,7 +51,7 @@ def check_sae(sae: SAE[Any], hook_name: str | None) -> str:
     hook_name = hook_name or metadata.hook_name
     if hook_name is None:
         raise SAEError("The SAE's metadata names no hook; pass hook_name=.")
-    if metadata.hook_name_out not in (None, metadata.hook_name):
+    if isinstance(sae, Transcoder) or metadata.hook_name_out not in (None, metadata.hook_name):
         raise SAEError(f"This is a transcoder ({hook_name} → {metadata.hook_name_out}); only SAEs are evaluated.")
     if metadata.hook_name is not None and canonical_name(hook_name) != canonical_name(metadata.hook_name):
         warn_caller(f"The SAE was trained at {metadata.hook_name} and is measured at {hook_name}.", MismatchWarning)

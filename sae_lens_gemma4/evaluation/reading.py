@@ -21,6 +21,8 @@ from sae_lens.saes.standard_sae import StandardSAE
 
 CHUNK_LATENTS = 2**25
 """Latent activations held at once: 128 MiB in float32."""
+CHUNK_VALUES = 2**23
+"""Activations in a chunk: some ten float64 copies of them are made, 64 MiB each."""
 _SPARSE_BELOW = 1 / 32
 """The share of active latents from which a dense product is faster than a sum of rows."""
 _LINEAR_DECODERS = (GatedSAE.decode, JumpReLUSAE.decode, StandardSAE.decode)
@@ -66,7 +68,8 @@ class Reading(NamedTuple):
 def read(sae: SAE[Any], x_td: torch.Tensor, widths: Sequence[int] = ()) -> Iterator[Reading]:
     """Encode and decode `x_td` in chunks; `widths` as Matryoshka SAEs nest them, ascending, at most `d_sae`."""
     linear = decodes_linearly(sae)
-    for chunk_td in x_td.to(sae.W_dec.device).split(max(1, CHUNK_LATENTS // sae.cfg.d_sae)):
+    rows = max(1, min(CHUNK_LATENTS // sae.cfg.d_sae, CHUNK_VALUES // x_td[0].numel())) if len(x_td) else 1
+    for chunk_td in x_td.to(sae.W_dec.device).split(rows):
         acts_tf = sae.encode(chunk_td)
         active = ActiveLatents.of(acts_tf)
         x_hat_wtd = _nested(sae, active, len(chunk_td), widths) if widths and linear else None

@@ -62,15 +62,16 @@ def norm_screen_sees(
     ve_without_high_norm: Figures,
     high_norm_share: Figures,
 ) -> bool:
-    """Whether leaving tokens out by norm gains at least half of what leaving out the top .1 % by SSE gains.
+    """Whether leaving tokens out by norm gains at least half of what leaving out the top .1 % or 1 % by SSE gains.
 
-    Tried are the top .1 % by norm, and all tokens above each multiple of the median norm that leaves out 1 % at most:
-    what leaves out more is no screen for outliers.
+    Tried are the top .1 % and 1 % by norm, and all tokens above each multiple of the median norm that leaves out 1 % at
+    most: what leaves out more is no screen for outliers.
     """
     above = [value for c, value in ve_without_high_norm.items() if (high_norm_share.get(c) or 0.0) <= SCREENED_AT_MOST]
-    without, by_norm = ve_without_top_sse.get(0.001), [ve_without_top_norm.get(0.001), *above]
+    wanted = [value - ve for f in (0.001, 0.01) if (value := ve_without_top_sse.get(f)) is not None]
+    by_norm = [ve_without_top_norm.get(0.001), ve_without_top_norm.get(0.01), *above]
     gains = [screened - ve for screened in by_norm if screened is not None]
-    return without is not None and max(gains, default=0.0) >= 0.5 * (without - ve)
+    return bool(wanted and gains) and max(gains) >= 0.5 * max(wanted) > 0
 
 
 def reason(

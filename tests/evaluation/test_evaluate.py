@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
+from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
@@ -134,6 +135,13 @@ def test_a_transcoder_is_refused(sae, model, corpus):
     transcoder.cfg.metadata.hook_name_out = "blocks.3.hook_mlp_out"
     with pytest.raises(SAEError, match="transcoder"):
         evaluate_sae(transcoder, model, corpus, progress=False)
+
+
+def test_a_transcoder_is_one_whatever_its_metadata_say(model, corpus):
+    transcoder = Transcoder(TranscoderConfig(d_in=96, d_sae=32, d_out=96, apply_b_dec_to_input=False))
+    transcoder.cfg.metadata.hook_name_out = None
+    with pytest.raises(SAEError, match="transcoder"):
+        evaluate_sae(transcoder, model, corpus, hook_name="blocks.3.hook_resid_post", progress=False)
 
 
 def test_an_sae_that_reads_sequences_is_refused(model, corpus):

@@ -70,6 +70,13 @@ def test_a_norm_screen_sees_what_it_gains_half_of(top_norm, high_norm, share, se
     assert norm_screen_sees(0.2, {0.001: 0.9}, {0.001: top_norm}, high_norm, shares) is seen
 
 
+def test_a_screen_is_held_against_the_fraction_that_decided():
+    low = {0.001: -5.1, 0.01: 0.91}
+    assert norm_screen_sees(-6.3, low, {0.001: -5.6}, {2.0: -5.6}, {2.0: 0.001}) is False
+    assert norm_screen_sees(-6.3, low, {0.001: -5.6, 0.01: 0.8}, {}, {}) is True
+    assert norm_screen_sees(0.1, {0.001: 0.1, 0.01: 0.1}, {0.001: 0.1}, {}, {}) is False
+
+
 def test_a_screen_is_held_against_a_robust_figure_of_zero_too():
     assert norm_screen_sees(-3.0, {0.001: 0.0}, {0.001: -2.9}, {}, {}) is False
 
