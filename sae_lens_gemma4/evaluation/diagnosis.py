@@ -57,7 +57,7 @@ def misfit_trials(sae: SAE[Any], x_td: torch.Tensor) -> list[Trial]:
 
 
 def cause(trials: list[Trial], rules: VerdictRules) -> tuple[Cause | None, str | None]:
-    """The correction that lifts VE most, if it lifts it over the misfit's bar, and a sentence that says so."""
+    """The correction that lifts VE most, if that mends it (see above), and a sentence that says so."""
     tried = [t for t in trials if t.correction != "none" and t.ve is not None]
     top = max(map(_goodness, tried), default=-math.inf)
     best = next((t for t in sorted(tried, key=_order) if _goodness(t) >= top - _TIE), None)
@@ -67,7 +67,8 @@ def cause(trials: list[Trial], rules: VerdictRules) -> tuple[Cause | None, str |
     if plain >= rules.misfit_below:
         return None, f"On a sample of the tokens VE is {plain:.3f} with nothing changed."
     if best.ve < max(rules.misfit_below, (1 + plain) / 2) or best.correction == "none":
-        return None, f"No single change of scale, mean or threshold brings VE over {rules.misfit_below:g}."
+        sentence = f"No single change of scale, mean or threshold mends it; the best brings VE to {best.ve:.3f}."
+        return None, sentence.replace("-", "−")
     what = {
         "scale": f"activations divided by {best.factor:.3g}",
         "mean": f"activations moved to the mean that the SAE expects (as they are, γ = {best.factor:.2f})",
