@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ablation_tables import tables
 
 from sae_lens_gemma4.catalogue import table
 from sae_lens_gemma4.catalogue.formats import FORMS
@@ -23,7 +24,7 @@ from sae_lens_gemma4.models.geometry import LayerGeometry
 from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS, HF_PREFIX, MODEL_HOOKS, Hook, bridge_path, hf_name, site_of
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("evaluation.md", "models.md", "releases.md")
+PAGES = ("continue-training.md", "evaluation.md", "models.md", "releases.md")
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 LAYERS: dict[str, tuple[str, Callable[[LayerGeometry], bool]]] = {
@@ -84,7 +85,17 @@ def catalogue() -> str:
     return f"\n{table.page(releases().values())}\n"
 
 
-MADE: dict[str, Callable[[], str]] = {"hook tables": hook_tables, "forms": forms, "releases": catalogue}
+def ablations() -> str:
+    """What each part of continue-training is worth, for `docs/continue-training.md`."""
+    return tables(DOCS / "ablations.json")
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "ablations": ablations,
+    "hook tables": hook_tables,
+    "forms": forms,
+    "releases": catalogue,
+}
 """What stands between `<!-- name -->` and `<!-- end of name -->`, by that name."""
 
 

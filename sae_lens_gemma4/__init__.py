@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from sae_lens_gemma4.models.proxy import Gemma4ProxyLM as Gemma4ProxyLM
     from sae_lens_gemma4.training.config import ContinueTrainingConfig as ContinueTrainingConfig
     from sae_lens_gemma4.training.evaluator import HeldOutEvaluator as HeldOutEvaluator
+    from sae_lens_gemma4.training.records import ContinueTrainingResult as ContinueTrainingResult
     from sae_lens_gemma4.training.restore import restore_training_sae as restore_training_sae
-    from sae_lens_gemma4.training.runner import ContinueTrainingResult as ContinueTrainingResult
     from sae_lens_gemma4.training.runner import ContinueTrainingRunner as ContinueTrainingRunner
+    from sae_lens_gemma4.training.stock import from_runner_config as from_runner_config
 
 __version__ = "0.1.0"
 
@@ -81,8 +82,9 @@ _HOMES = {
     "Gemma4ProxyLM": "models.proxy",
     "ContinueTrainingConfig": "training.config",
     "restore_training_sae": "training.restore",
-    "ContinueTrainingResult": "training.runner",
+    "ContinueTrainingResult": "training.records",
     "ContinueTrainingRunner": "training.runner",
+    "from_runner_config": "training.stock",
 }
 __all__ = ["__version__", "register", "testing", "unregister", *sorted(_HOMES)]
 

@@ -7,6 +7,7 @@ typing error is a run that silently did something else.
 
 from __future__ import annotations
 
+import math
 import types
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -26,13 +27,17 @@ def from_yaml(cls: type[T], path: str | Path, what: str) -> T:
         ConfigError: no such file, not YAML, or a value that cannot be used, with its place.
         UnknownNameError: a key that does not exist.
     """
+    return from_mapping(cls, read_yaml(path, what), what)
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The plain data of a YAML file; errors as `from_yaml`."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"{what.capitalize()} {path} cannot be read: {e.strerror}.") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{what.capitalize()} {path} is not YAML: {str(e).splitlines()[0]}.") from e
-    return from_mapping(cls, data, what)
 
 
 def from_mapping(cls: type[T], data: Any, where: str) -> T:
@@ -65,8 +70,8 @@ def typed(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is Literal:
         return check_name(where, value, get_args(hint))
     if get_origin(hint) is list:
-        if not isinstance(value, list) or not value:
-            raise ConfigError(f"{where} must be a list with at least one entry, not {_kind(value)}.")
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} must be a list, not {_kind(value)} ({value!r}).")
         return [typed(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     plain = get_origin(hint) or hint
     if plain is float and isinstance(value, str):
@@ -78,6 +83,10 @@ def typed(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if plain is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    if isinstance(value, float) and plain is float and not math.isfinite(value):
+        raise ConfigError(f"{where} must be a finite number, not {value}.")
+    if isinstance(value, int) and plain is int and abs(value) >= 2**63:
+        raise ConfigError(f"{where} is too large a number: {value}.")
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
         raise ConfigError(f"{where} must be {plain.__name__}, not {_kind(value)} ({value!r}).")
     return value

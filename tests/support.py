@@ -15,7 +15,8 @@ from sae_lens import (
 )
 
 from sae_lens_gemma4.activations.sources import Source
-from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, Model, Training, WarmStart
+from sae_lens_gemma4.training.config import Activations, ContinueTrainingConfig, Data, Model, Monitoring, WarmStart
+from sae_lens_gemma4.training.phases import Phase, Training
 
 RELEASE, SAE_ID = "gemma-4-demo-res-matryoshka-embedded", "layer_3_width_2k_l0_16"
 D_IN, D_SAE = 8, 32
@@ -41,19 +42,25 @@ def trained(cls=MatryoshkaBatchTopKTrainingSAE, rescale=True, threshold=0.7, **s
     return sae
 
 
-def config(output, model="gemma-4-demo-it-rescaled", **training):
-    settings = {"tokens": 60 * 512, "batch_size": 512, "lr": 1e-3, "log_every": 10, "dead_after_steps": 30} | training
+def config(output, model="gemma-4-demo-it-rescaled", tokens=60 * 512, batch_size=512, lr=1e-3, **parts):
+    """A small run on the hard shift, without calibration; `parts` replaces whole parts of it."""
     return ContinueTrainingConfig(
-        warm_start=WarmStart(release=RELEASE, sae_id=SAE_ID),
-        model=Model(name=model),
-        data=Data(
-            context_size=64,
-            train=[Source(dataset="embedded:chat", tokens=20_000)],
-            heldout=[Source(dataset="embedded:chat", split="heldout", tokens=3_000, name="chat")],
-        ),
-        training=Training(**settings),
-        output=str(output),
-        seed=3,
+        **{
+            "warm_start": WarmStart(release=RELEASE, sae_id=SAE_ID),
+            "model": Model(name=model),
+            "data": Data(
+                context_size=64,
+                train=[Source(dataset="embedded:chat", tokens=20_000)],
+                heldout=[Source(dataset="embedded:chat", split="heldout", tokens=1_500, name="chat")],
+            ),
+            "activations": Activations(batch_size=batch_size),
+            "training": Training(phases=[Phase(tokens=tokens, lr=lr)], dead_after_steps=30),
+            "monitoring": Monitoring(log_every=10),
+            "calibration": None,
+            "output": str(output),
+            "seed": 3,
+        }
+        | parts
     )
 
 

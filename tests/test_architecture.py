@@ -9,8 +9,8 @@ import sae_lens_gemma4
 
 ROOT = Path(sae_lens_gemma4.__file__).parent
 ORDER = [
-    "errors", "mapping", "embedded", "models", "catalogue", "activations", "evaluation", "training", "report", "demo",
-    "cli",
+    "errors", "mapping", "embedded", "racing", "models", "catalogue", "activations", "evaluation", "training", "report",
+    "publishing", "demo", "cli",
 ]  # fmt: skip
 EXCEPTIONS = {("evaluation/result.py", "report")}
 MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py"))

@@ -15,8 +15,11 @@ import yaml
 
 from sae_lens_gemma4 import cli
 from sae_lens_gemma4.catalogue.registry import releases
+from sae_lens_gemma4.cli.printing import print_evaluation
+from sae_lens_gemma4.evaluation import compare, evaluate
 from sae_lens_gemma4.training.config import ContinueTrainingConfig
 from tests.catalogue.local_hub import local_hub
+from tests.report.sample_report import make_evaluation
 from tests.support import RELEASE, SAE_ID, config
 
 __all__ = ["local_hub"]
@@ -145,11 +148,11 @@ name: short
 description: for this test
 sources:
   - {name: it_pile, dataset: "embedded:text", split: heldout, tokens: 400}
-  - {name: it_chat, dataset: "embedded:chat", split: heldout, tokens: 400}
+  - {name: it_chat, dataset: "embedded:chat", split: heldout, tokens: 1600}
 context_size: 64
 exact_tokens: true
 downstream_tokens: 100
-bootstrap_resamples: 50
+bootstrap_resamples: 100
 """
 
 
@@ -165,13 +168,17 @@ def test_evaluate_against_another_sae_by_a_protocol(run, tmp_path):
     assert [row["corpus"] for row in report["rows"]] == ["it_pile", "it_chat"]
     for row in report["rows"]:
         after = row["after"]
-        assert after["protocol"] == "short" and after["metrics"]["n_tokens"] == 400
+        assert (
+            after["protocol"] == "short"
+            and after["metrics"]["n_tokens"] == {"it_pile": 400, "it_chat": 1600}[row["corpus"]]
+        )
         assert (after["sae"]["release"], after["sae"]["sae_id"]) == (RELEASE, SAE_ID)
-        assert row["differences"] is None or row["differences"]["ve"]["value"] == 0
+        assert row["differences"]["ve"]["value"] == 0
         assert after["downstream"]["excluded"]["n_tokens"] >= 100
     assert report["rows"][0]["after"]["corpus"]["source"] == str(tmp_path / "own.jsonl")
     assert {row["after"]["model"]["name"] for row in report["forgetting"]} == {"gemma-4-demo"}
     assert "misfit → misfit" in out and "what was forgotten" in out
+    assert [row["after"]["intervals"] is None for row in report["rows"]] == [True, False]  # of a single document
     assert report["rows"][1]["after"]["intervals"]["seed"] == 3
     assert (tmp_path / "out" / "table.md").read_text().startswith("| layer | before: it_pile VE |")
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
@@ -188,6 +195,55 @@ def test_evaluate_writes_a_folder_for_each_of_several(run, tmp_path):
     assert report["intervals"] is None and report["downstream"] is None
 
 
+def test_what_is_printed_hides_nothing_and_says_how_many_documents_there_were(capsys):
+    evaluation = make_evaluation(corpus="a\u202eb\x1b[31m")
+    print_evaluation(evaluation)
+    out = capsys.readouterr().out
+    assert "gemma-4-demo-it, a⟨202E⟩b⟨001B⟩[31m, 64,123 tokens of 311 documents" in out
+    assert "\x1b" not in out and "\u202e" not in out
+    evaluation["metrics"]["n_tokens"] = 40
+    print_evaluation(evaluation)
+    assert "without the top 1\u00a0% (1 token of 40) by SSE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", [[], ["--against", RELEASE, SAE_ID]])
+def test_ctrl_c_keeps_the_corpora_that_are_done(run, tmp_path, monkeypatch, others):
+    (tmp_path / "short.yaml").write_text(PROTOCOL)
+    module, name = (compare, "compare_saes") if others else (evaluate, "evaluate_saes")
+    measure, calls = getattr(module, name), []
+
+    def measure_once(*args, **settings):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return measure(*args, **settings)
+
+    monkeypatch.setattr(module, name, measure_once)
+    args = [*EVALUATE[:5], *others, "--protocol", tmp_path / "short.yaml", "--downstream-tokens", 0]
+    code, _, err = run(*args, "--out", tmp_path / "out")
+    assert code == 130 and "Interrupted" in err
+    done = json.loads(next((tmp_path / "out").rglob("report.json")).read_text())
+    assert [row["corpus"] for row in done["rows"]] == ["it_pile"] if others else done["corpus"]["name"] == "it_pile"
+    files = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == {"report.json", "report.html", *(["table.md"] if others else [])}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--against", RELEASE, SAE_ID, "--base-model", "gemma-4-dmo"], "Did you mean 'gemma-4-demo'"),
+        (["--out", "{folder}"], "report.json cannot be written: it is a folder"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_said_at_the_start(run, tmp_path, monkeypatch, args, message):
+    (tmp_path / "report.json").mkdir()
+    for module, name in ((compare, "compare_saes"), (evaluate, "evaluate_saes")):
+        monkeypatch.setattr(module, name, None)
+    code, out, err = run(*EVALUATE, *(arg.format(folder=tmp_path) for arg in args))
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 def test_bench_evaluate_prints_its_ratios(run):
     small = ["--d-in", 32, "--d-sae", 512, "--k", 8, "--batch-tokens", 64, "--all-tokens", 256, "--rounds", 2]
     code, out, _ = run("bench", "evaluate", *small)
@@ -199,13 +255,13 @@ def test_bench_evaluate_prints_its_ratios(run):
 
 
 def test_train_runs_a_recipe(run, tmp_path):
-    cfg = config(tmp_path / "sae", tokens=1024)
+    cfg = config(tmp_path / "run", tokens=1024)
     (tmp_path / "r.yaml").write_text(cfg.to_yaml())
     code, out, _ = run("train", tmp_path / "r.yaml")
     assert code == 0
     assert "misfit" in out
-    assert str(tmp_path / "sae") in out
-    assert ContinueTrainingConfig.from_yaml(tmp_path / "sae" / "recipe.yaml") == cfg
+    assert str(tmp_path / "run" / "sae") in out
+    assert ContinueTrainingConfig.from_yaml(tmp_path / "run" / "recipe.yaml") == cfg
 
 
 @pytest.mark.parametrize(
@@ -228,6 +284,8 @@ def test_train_runs_a_recipe(run, tmp_path):
         (["evaluate", RELEASE, *EVALUATE[3:]], "needs an SAE id"),
         ([*EVALUATE, "--model", "gemma-4-dmo"], "Did you mean 'gemma-4-demo'"),
         ([*EVALUATE, "--model-class", "Gemma4ProxyML"], "Did you mean 'Gemma4ProxyLM'"),
+        ([*EVALUATE, "--model-class", "HookedTransformer", "--model", "nobody/none"], "Model 'nobody/none' cannot be"),
+        ([*EVALUATE, "--model-class", "AutoModelForCausalLM", "--model", "nobody/none"], "Model 'nobody/none' cannot"),
         ([*EVALUATE, "--corpus", "embedded:texts"], "Did you mean 'embedded:text'"),
         ([*EVALUATE, "--corpus", "./none.jsonl"], "There is no file ./none.jsonl"),
         ([*EVALUATE, "--split", "held-out"], "Did you mean 'heldout'"),
@@ -273,10 +331,10 @@ def test_a_console_without_a_minus_sign_is_no_reason_to_fail():
 
 def test_a_typo_in_a_recipe_names_key_and_place(run, tmp_path):
     data = config(tmp_path / "sae").to_dict()
-    data["training"]["batchsize"] = 4
+    data["activations"]["batchsize"] = 4
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(data))
     code, _, err = run("train", tmp_path / "r.yaml")
-    assert (code, err) == (2, "Error: Unknown key in recipe.training 'batchsize'. Did you mean 'batch_size'?\n")
+    assert (code, err) == (2, "Error: Unknown key in recipe.activations 'batchsize'. Did you mean 'batch_size'?\n")
 
 
 def test_ctrl_c_during_the_demo_leaves_nothing_half_written(tmp_path):
@@ -296,4 +354,5 @@ def test_ctrl_c_during_the_demo_leaves_nothing_half_written(tmp_path):
     assert process.returncode == 130, said + rest
     assert "Interrupted" in rest
     assert "Traceback" not in rest
-    assert list((tmp_path / "out").iterdir()) == []
+    left = {path.name for path in (tmp_path / "out").rglob("*") if not path.name.startswith(".")}
+    assert left <= {"tuned", "log.jsonl", "recipe.yaml"}  # a run without an SAE; the next demo takes its place

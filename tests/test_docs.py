@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -32,6 +33,7 @@ def script(path: str) -> ModuleType:
     return module
 
 
+ablation_tables = script("recipes/ablation_tables.py")  # the next one imports it
 check_docs = script("recipes/check_docs.py")
 
 
@@ -125,3 +127,33 @@ def test_the_example_routes_one_token(capsys: pytest.CaptureFixture[str]) -> Non
     assert latents[:p].abs().max() < 1e-4 and logits[:p].abs().max() < 1e-4
     assert latents[p].abs().max() > 0.5 and logits[p].abs().max() > 0.1
     assert f"{before.experts} -> {after.experts}" in capsys.readouterr().out
+
+
+def test_what_the_ablation_tables_say_is_reckoned_from_the_rows():
+    def row(experiment, variant, ve, curve=()):
+        return {"experiment": experiment, "variant": variant, "shift": "gains", "ve": ve, "curve": curve}
+
+    run = row("calibration", "all", {"text": 0.6, "chat": 0.9}, [[0, 0.1, None], [10, 0.7, 0.8], [20, 0.73, 0.91]])
+    rows = [row("scratch", "lr 1", {"text": 0.8, "chat": 1.0}), row("scratch", "lr 2", {"text": 0.5, "chat": 2.0}), run]
+    assert ablation_tables.scratch(rows, "gains")["variant"] == "lr 1"
+    assert ablation_tables.share_of_scratch(rows, run) == pytest.approx(0.75)
+    assert ablation_tables.tokens_to(rows, run) == 20
+    assert ablation_tables.tokens_to(rows, run | {"curve": run["curve"][:2]}) is None
+
+
+def test_the_page_says_of_continue_training_what_was_measured():
+    """Issue by issue: what recovers, and what calibration saves, in every seed."""
+    rows = json.loads((check_docs.DOCS / "ablations.json").read_text())
+    runs = {(r["shift"], r["variant"], r["seed"]): r for r in rows if r["experiment"] == "calibration"}
+    seeds = sorted({seed for *_, seed in runs})
+    assert seeds == [0, 1, 2]
+    for shift in ("tuned", "rescaled"):
+        for seed in seeds:
+            assert ablation_tables.share_of_scratch(rows, runs[shift, "all", seed]) >= 0.97
+    for shift in ("rescaled", "mean", "gains"):
+        for seed in seeds:
+            calibrated, not_calibrated = (
+                ablation_tables.tokens_to(rows, runs[shift, variant, seed]) for variant in ("all", "none")
+            )
+            assert calibrated is not None
+            assert not_calibrated is None or calibrated <= not_calibrated / 2

@@ -1,177 +1,141 @@
-"""A corpus is packed blocks of tokens, plus what every later figure needs to know about each token.
+"""Whatever holds text made into a `Corpus`: tokenized, packed, masked, and told where it came from.
 
-sae_lens streams tokens and forgets where they came from; evaluation needs to know which tokens count, which
-document and which turn of a chat each belongs to, and where the text can be found again; training needs blocks that
-start with BOS exactly once. So both read one `Corpus`: tokens, a mask, document numbers, roles, an origin, and a hash
-that says which text it was.
-
-Shapes: `b` blocks, `p` positions, `t` tokens.
+A name, a list or a tensor goes in; what comes out is the same for training and for evaluation, so that the held-out
+figures of the one are those of the other.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sae_lens_gemma4.activations.documents import read_documents
-from sae_lens_gemma4.activations.packing import pack, tokenize
+from sae_lens_gemma4.activations.blocks import Corpus, Origin
+from sae_lens_gemma4.activations.documents import Documents, read_documents
+from sae_lens_gemma4.activations.packing import Block, Counting, pack, tokenize
 from sae_lens_gemma4.activations.vocabulary import tokenizer_fingerprint
-from sae_lens_gemma4.errors import ConfigError, DataError
+from sae_lens_gemma4.errors import ConfigError, DataError, nearest
+
+__all__ = ["Assembly", "Corpus", "CorpusLike", "Origin", "Packer", "build_corpus"]
 
 CorpusLike = Any  # Corpus | Dataset | str | Path | Sequence[Document] | torch.Tensor
 _MAX_ROLES = torch.iinfo(torch.int8).max
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a corpus's text is found, and how it was made into tokens.
+@dataclass(frozen=True, kw_only=True)
+class Packer:
+    """How documents become blocks; each as the argument of `build_corpus` of that name.
 
-    Attributes:
-        source: name or path of the dataset; None for what was in memory.
-        split: of the dataset; None where it has none.
-        revision: commit of the hub's repository; None elsewhere, and where it cannot be known.
-        first_document: number, in the split, of the first document read.
-        next_document: of the first one not read: where a text that has nothing in common with this one can begin.
-        exclude_special_tokens: whether special tokens are masked.
-        bos: whether BOS opens every block and document.
-        tokenizer: `tokenizer_fingerprint` of the one that made the tokens.
+    Raises:
+        ConfigError: a context without room, or no roles.
     """
 
-    source: str | None
-    split: str | None
-    revision: str | None
-    first_document: int
-    next_document: int
-    exclude_special_tokens: bool
-    bos: bool
-    tokenizer: str
-
-
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """Blocks of tokens for one model.
-
-    Attributes:
-        tokens_bp: int64 `[block, pos]`.
-        keep_bp: bool `[block, pos]`, the tokens that count: not special, not padding.
-        document_bp: int64 `[block, pos]`, number of the token's document, from that of the first one read; -1 for
-            padding.
-        name: what the text is, for reports; a dataset's name and split unless given.
-        role_bp: int8 `[block, pos]`, index into `roles` of the turn that the token belongs to; -1 where there is none.
-            None if no token has a role, as in plain text.
-        roles: the roles there are, in the words of the chats.
-        origin: where the text came from, if known.
-    """
-
-    tokens_bp: torch.Tensor
-    keep_bp: torch.Tensor
-    document_bp: torch.Tensor
-    name: str
-    role_bp: torch.Tensor | None = None
-    roles: tuple[str, ...] = ()
-    origin: Origin | None = None
+    tokenizer: PreTrainedTokenizerBase
+    context_size: int
+    exclude_special_tokens: bool = True
+    bos: bool = True
+    packed: bool = True
+    roles: Sequence[str] | None = None
+    exclude_turn_markers: bool = False
 
     def __post_init__(self) -> None:
-        if self.tokens_bp.ndim != 2 or self.tokens_bp.numel() == 0:
-            raise DataError(
-                f"Corpus {self.name!r} has tokens of shape {tuple(self.tokens_bp.shape)}, not [block, pos]."
-            )
-        if not self.tokens_bp.shape == self.keep_bp.shape == self.document_bp.shape:
-            raise DataError(f"Tokens, mask and document numbers of corpus {self.name!r} differ in shape.")
-        if self.role_bp is not None and self.role_bp.shape != self.tokens_bp.shape:
-            raise DataError(f"Tokens and roles of corpus {self.name!r} differ in shape.")
-        if not self.keep_bp.any():
-            raise DataError(f"Every token of corpus {self.name!r} is masked: nothing is left to read.")
+        if self.context_size < 2:
+            raise ConfigError(f"context_size must be at least 2 (BOS and one token), not {self.context_size}.")
+        if self.roles is not None and (isinstance(self.roles, str) or not self.roles or "" in self.roles):
+            raise ConfigError(f"roles must be a list of names as 'assistant', or None for all; not {self.roles!r}.")
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids that do not count."""
+        return frozenset(self.tokenizer.all_special_ids if self.exclude_special_tokens else ())
+
+    def blocks(self, documents: Documents, *, skip_tokens: int = 0) -> Iterator[Block]:
+        """The blocks of `documents`, of the first of which the first `skip_tokens` tokens are left out."""
+        counting = Counting(
+            self.special, None if self.roles is None else frozenset(self.roles), not self.exclude_turn_markers
+        )
+        tokenized = tokenize(documents, self.tokenizer, counting, skip_tokens=skip_tokens)
+        bos = self.tokenizer.bos_token_id if self.bos else None
+        bos_counts = bos not in self.special and self.roles is None
+        return pack(tokenized, bos, self.context_size, packed=self.packed, bos_counts=bos_counts)
+
+    def origin(self, documents: Documents, first_document: int, next_document: int) -> Origin:
+        return Origin(
+            source=documents.source,
+            split=documents.split,
+            revision=documents.revision,
+            first_document=first_document,
+            next_document=next_document,
+            exclude_special_tokens=self.exclude_special_tokens,
+            bos=self.bos and self.tokenizer.bos_token_id is not None,
+            tokenizer=tokenizer_fingerprint(self.tokenizer),
+            packed=self.packed,
+            roles=None if self.roles is None else tuple(self.roles),
+            exclude_turn_markers=self.exclude_turn_markers,
+        )
+
+
+class Assembly:
+    """Blocks on their way to a corpus, as tensors: lists of numbers would take five times the memory.
+
+    Attributes:
+        n_blocks: how many there are.
+        counted: tokens in them that count.
+    """
+
+    def __init__(self, packer: Packer, name: str) -> None:
+        pad = packer.tokenizer.pad_token_id
+        self._packer, self._name, self._pad = packer, name, 0 if pad is None else pad
+        self._roles: dict[str, int] = {}
+        self._rows: list[tuple[torch.Tensor, ...]] = []
+        self.counted = 0
 
     @property
     def n_blocks(self) -> int:
-        return self.tokens_bp.shape[0]
+        return len(self._rows)
 
-    @property
-    def context_size(self) -> int:
-        return self.tokens_bp.shape[1]
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that count."""
-        return int(self.keep_bp.sum())
-
-    @property
-    def n_documents(self) -> int:
-        return int(torch.unique(self.document_bp[self.keep_bp]).numel())
-
-    @property
-    def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of tokens and mask: the same text, the same hash."""
-        digest = hashlib.sha256(str(tuple(self.tokens_bp.shape)).encode())
-        digest.update(self.tokens_bp.contiguous().numpy().tobytes())
-        digest.update(self.keep_bp.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def facts(self) -> dict[str, Any]:
-        """What a report says of this corpus; None of what is not known."""
-        known = asdict(self.origin) if self.origin else {}
-        return {
-            "name": self.name,
-            "tokens": self.n_tokens,
-            "documents": self.n_documents,
-            "blocks": self.n_blocks,
-            "context_size": self.context_size,
-            "hash": self.hash,
-            **{f.name: known.get(f.name) for f in fields(Origin) if f.name != "tokenizer"},
-        }
-
-    def batches(self, n_blocks: int, *, shuffle: torch.Generator | None = None) -> Iterator[Corpus]:
-        """The same corpus `n_blocks` blocks at a time, in order or shuffled by `shuffle`."""
-        order = torch.arange(self.n_blocks) if shuffle is None else torch.randperm(self.n_blocks, generator=shuffle)
-        for chosen in order.split(n_blocks):
-            if self.keep_bp[chosen].any():
-                yield self.take(chosen)
-
-    def take(self, blocks: torch.Tensor) -> Corpus:
-        return replace(
-            self,
-            tokens_bp=self.tokens_bp[blocks],
-            keep_bp=self.keep_bp[blocks],
-            document_bp=self.document_bp[blocks],
-            role_bp=None if self.role_bp is None else self.role_bp[blocks],
+    def add(self, block: Block) -> None:
+        missing = self._packer.context_size - len(block.tokens)
+        roles = self._roles
+        indices = [-1 if role is None else roles.setdefault(role, len(roles)) for role in block.roles]
+        if len(roles) > _MAX_ROLES:
+            raise DataError(
+                f"The chats of {self._name!r} have more than {_MAX_ROLES} roles, as {', '.join([*roles][:3])}."
+            )
+        row = (
+            torch.tensor(block.tokens + [self._pad] * missing),
+            torch.tensor(block.counts + [False] * missing),
+            torch.tensor(block.documents + [-1] * missing),
+            torch.tensor(indices + [-1] * missing, dtype=torch.int8),
         )
+        self._rows.append(row)
+        self.counted += sum(block.counts)
 
-    @staticmethod
-    def concat(corpora: Sequence[Corpus]) -> Corpus:
-        """One corpus of all blocks. Documents keep numbers of their own, and an origin is kept that all share."""
-        if not corpora:
-            raise DataError("A mixture needs at least one corpus.")
-        sizes = {c.context_size for c in corpora}
-        if len(sizes) > 1:
-            raise DataError(f"Corpora of different context sizes cannot be joined: {sorted(sizes)}.")
-        roles = tuple(dict.fromkeys(role for c in corpora for role in c.roles))
-        documents, offset = [], 0
-        for c in corpora:
-            documents.append(torch.where(c.document_bp >= 0, c.document_bp + offset, -1))
-            offset += int(c.document_bp.max()) + 1
-        return Corpus(
-            torch.cat([c.tokens_bp for c in corpora]),
-            torch.cat([c.keep_bp for c in corpora]),
-            torch.cat(documents),
-            " + ".join(c.name for c in corpora),
-            torch.cat([c._role_among(roles) for c in corpora]) if roles else None,
-            roles,
-            corpora[0].origin if len({c.origin for c in corpora}) == 1 else None,
+    def corpus(self, origin: Origin, *, most_tokens: int | None = None, first_number: int = 0) -> Corpus:
+        """What was added, with documents numbered from `first_number`, and masked after `most_tokens` that count."""
+        if not self.counted:
+            self._nothing_counts()
+        tokens_bp, keep_bp, document_bp, role_bp = map(torch.stack, zip(*self._rows, strict=True))
+        if most_tokens is not None:
+            keep_bp &= keep_bp.flatten().cumsum(0).view_as(keep_bp) <= most_tokens
+        document_bp = torch.where(document_bp >= 0, document_bp - first_number, -1)
+        roles = tuple(self._roles)
+        return Corpus(tokens_bp, keep_bp, document_bp, self._name, role_bp if roles else None, roles, origin)
+
+    def _nothing_counts(self) -> None:
+        wanted = self._packer.roles
+        if wanted is None:
+            raise DataError(f"Every token of corpus {self._name!r} is masked: nothing is left to read.")
+        near = [name for role in wanted for name in nearest(role, self._roles)]
+        there = f"its roles are {', '.join(self._roles)}" if self._roles else "none of its tokens has a role"
+        raise DataError(
+            f"No token of corpus {self._name!r} counts that has a role of {list(wanted)}; {there}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
         )
-
-    def _role_among(self, roles: tuple[str, ...]) -> torch.Tensor:
-        """`role_bp` with indices into `roles`, which has all of this corpus's."""
-        if self.role_bp is None:
-            return torch.full_like(self.tokens_bp, -1, dtype=torch.int8)
-        index_r = torch.tensor([*map(roles.index, self.roles), -1], dtype=torch.int8)  # -1 is the last
-        return index_r[self.role_bp.long()]
 
 
 def build_corpus(
@@ -189,6 +153,8 @@ def build_corpus(
     bos: bool = True,
     packed: bool = True,
     exact_tokens: bool = False,
+    roles: Sequence[str] | None = None,
+    exclude_turn_markers: bool = False,
 ) -> Corpus:
     """Make a `Corpus` of whatever holds text.
 
@@ -209,65 +175,52 @@ def build_corpus(
         bos: open every block and every document with BOS, if the tokenizer has one.
         packed: documents end to end; else each has blocks of its own.
         exact_tokens: mask what the last block has beyond `max_tokens`, so that just so many count.
+        roles: only tokens in turns of these roles count, in the words of the chats (ShareGPT's "gpt" is
+            "assistant"). Where a token's role cannot be told (`tokenize_chat`), it does not.
+        exclude_turn_markers: mask what the chat template puts around a message's own content: role words, line ends
+            and markers, whether or not they are special tokens.
 
     Raises:
-        DataError: no text, not in a form that can be read, or with `exact_tokens` too little of it.
+        DataError: no text, not in a form that can be read, nothing that counts, or with `exact_tokens` too little.
         ConfigError: numbers that make no sense, or a revision of something that is not on the hub.
         UnknownNameError: a split or an embedded text that does not exist.
     """
     if isinstance(source, Corpus):
         return source
-    if context_size < 2:
-        raise ConfigError(f"context_size must be at least 2 (BOS and one token), not {context_size}.")
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens must be at least 1, not {max_tokens}.")
     if exact_tokens and max_tokens is None:
         raise ConfigError("exact_tokens needs max_tokens: how many?")
     if skip_documents < 0:
         raise ConfigError(f"skip_documents must not be negative, as {skip_documents} is.")
-    special = frozenset(tokenizer.all_special_ids) if exclude_special_tokens else frozenset()
+    packer = Packer(
+        tokenizer=tokenizer,
+        context_size=context_size,
+        exclude_special_tokens=exclude_special_tokens,
+        bos=bos,
+        packed=packed,
+        roles=roles,
+        exclude_turn_markers=exclude_turn_markers,
+    )
     if isinstance(source, torch.Tensor):
-        return _of_tokens(source, special, name or "tokens")
+        return _of_tokens(source, packer.special, name or "tokens")
 
     label = name or (f"{source} [{split}]" if isinstance(source, str | Path) else "texts")
     documents = read_documents(
         source, split=split, skip=skip_documents, revision=revision, streaming=streaming, in_part=max_tokens is not None
     )
-    opening = tokenizer.bos_token_id if bos else None
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    names: dict[str, int] = {}
-    tokens, numbers, roles, counted = [], [], [], 0
-    for block in pack(tokenize(documents, tokenizer), opening, context_size, packed=packed):
-        missing = context_size - len(block.tokens)
-        indices = [-1 if role is None else names.setdefault(role, len(names)) for role in block.roles]
-        if len(names) > _MAX_ROLES:
-            raise DataError(f"The chats of {label!r} have more than {_MAX_ROLES} roles, as {', '.join([*names][:3])}.")
-        tokens.append(torch.tensor(block.tokens + [pad] * missing))
-        numbers.append(torch.tensor(block.documents + [-1] * missing))
-        roles.append(torch.tensor(indices + [-1] * missing, dtype=torch.int8))
-        counted += sum(token not in special for token in block.tokens)
-        if max_tokens is not None and counted >= max_tokens:
+    assembly = Assembly(packer, label)
+    for block in packer.blocks(documents):
+        assembly.add(block)
+        if max_tokens is not None and assembly.counted >= max_tokens:
             break
-    if not tokens:
+    if not assembly.n_blocks:
         after = f" after its first {skip_documents:,} documents" if skip_documents else ""
         raise DataError(f"Corpus {label!r} holds no text{after}.")
-    tokens_bp, document_bp = torch.stack(tokens), torch.stack(numbers)
-    keep_bp = _keep(tokens_bp, special) & (document_bp >= 0)
-    if exact_tokens and max_tokens is not None:
-        if counted < max_tokens:
-            raise DataError(f"Corpus {label!r} has {counted:,} tokens that count, fewer than {max_tokens:,}.")
-        keep_bp &= keep_bp.flatten().cumsum(0).view_as(keep_bp) <= max_tokens
-    origin = Origin(
-        source=documents.source,
-        split=documents.split,
-        revision=documents.revision,
-        first_document=documents.first,
-        next_document=documents.first + documents.n_read,
-        exclude_special_tokens=exclude_special_tokens,
-        bos=opening is not None,
-        tokenizer=tokenizer_fingerprint(tokenizer),
-    )
-    return Corpus(tokens_bp, keep_bp, document_bp, label, torch.stack(roles) if names else None, tuple(names), origin)
+    if exact_tokens and max_tokens is not None and assembly.counted < max_tokens:
+        raise DataError(f"Corpus {label!r} has {assembly.counted:,} tokens that count, fewer than {max_tokens:,}.")
+    origin = packer.origin(documents, documents.first, documents.first + documents.n_read)
+    return assembly.corpus(origin, most_tokens=max_tokens if exact_tokens else None)
 
 
 def _of_tokens(tokens: torch.Tensor, special: frozenset[int], name: str) -> Corpus:
@@ -275,8 +228,5 @@ def _of_tokens(tokens: torch.Tensor, special: frozenset[int], name: str) -> Corp
     if tokens_bp.ndim != 2:
         raise DataError(f"A tensor corpus must be [block, pos]; this one is {tuple(tokens_bp.shape)}.")
     document_bp = torch.arange(len(tokens_bp))[:, None].expand_as(tokens_bp).clone()
-    return Corpus(tokens_bp, _keep(tokens_bp, special), document_bp, name)
-
-
-def _keep(tokens_bp: torch.Tensor, special: frozenset[int]) -> torch.Tensor:
-    return ~torch.isin(tokens_bp, torch.tensor(sorted(special), dtype=torch.long))
+    keep_bp = ~torch.isin(tokens_bp, torch.tensor(sorted(special), dtype=torch.long))
+    return Corpus(tokens_bp, keep_bp, document_bp, name)

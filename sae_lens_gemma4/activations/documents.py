@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 
 from sae_lens_gemma4.embedded import text as embedded_text
@@ -23,17 +24,17 @@ from sae_lens_gemma4.errors import ConfigError, DataError, check_name
 
 Document = str | Sequence[Mapping[str, str]]
 
-_TEXT_COLUMNS = ("text",)
-_CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_COLUMNS = ("messages", "conversations", "conversation", "text")
 _FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 _HUB_TIMEOUT = 10.0  # seconds
 
 
 @dataclass
 class Documents:
-    """Texts and chats in the source's order, to be read once.
+    """Texts and chats in the source's order, to be read once. A row that holds nothing is an empty text.
 
     Attributes:
+        rows: the documents; None for one that holds nothing.
         source: name or path; None for what was in memory.
         split: of the source; None where it has none.
         revision: commit of the hub's repository; None elsewhere, and where it cannot be known.
@@ -41,7 +42,7 @@ class Documents:
         n_read: how many have been read so far.
     """
 
-    rows: Iterable[Document]
+    rows: Iterable[Document | None]
     source: str | None
     split: str | None
     revision: str | None
@@ -51,7 +52,7 @@ class Documents:
     def __iter__(self) -> Iterator[Document]:
         for row in self.rows:
             self.n_read += 1
-            yield row
+            yield "" if row is None else row
 
 
 def read_documents(
@@ -78,13 +79,13 @@ def read_documents(
         UnknownNameError: it has no such split.
     """
     name = str(source) if isinstance(source, str | Path) else None
-    on_hub = name is not None and _is_on_hub(name)
+    on_hub = name is not None and is_on_hub(name)
     if revision is not None and not on_hub:
         raise ConfigError(f"Only datasets on the hub have revisions; {name or type(source).__name__} is none.")
     if name is not None and name.startswith("embedded:"):
         source = embedded_text.load_embedded(name, split)
     elif name is not None and on_hub:
-        revision = _commit(name, revision) or revision
+        revision = commit_of(name, revision) or revision
         if streaming is None:  # parts of a split, and what was fetched before, are read without streaming only
             streaming = in_part and re.fullmatch(r"[\w.]+", split) is not None and not datasets.config.HF_HUB_OFFLINE
         source = _load(name, split, revision=revision, streaming=streaming)
@@ -95,7 +96,7 @@ def read_documents(
         check_name("split", split, source)
         source = source[split]
     if isinstance(source, Dataset | IterableDataset):
-        rows: Iterable[Document] = _column(source.skip(skip) if skip else source, name or "the dataset")
+        rows: Iterable[Document | None] = _column(source.skip(skip) if skip else source, name or "the dataset")
     elif isinstance(source, Iterable) and not isinstance(source, Mapping):
         rows = islice(source, skip, None)
     else:
@@ -103,25 +104,30 @@ def read_documents(
     return Documents(rows, name, split if has_splits or name is not None else None, revision, skip)
 
 
-def _column(dataset: Dataset | IterableDataset, name: str) -> Iterator[Document]:
+def _column(dataset: Dataset | IterableDataset, name: str) -> Iterator[Document | None]:
+    """Of each row the first of the known columns that holds something."""
     try:
         for row in dataset:
-            column = next((c for c in (*_CHAT_COLUMNS, *_TEXT_COLUMNS) if c in row), None)
-            if column is None:
-                raise DataError(f"The dataset has the columns {list(row)}; a corpus needs 'text' or 'messages'.")
-            yield row[column]
+            known = [row[column] for column in _COLUMNS if column in row]
+            if not known:
+                raise DataError(
+                    f"{name[0].upper()}{name[1:]} has the columns {list(row)}; a corpus needs 'text' or 'messages'."
+                )
+            yield next((value for value in known if value), None)
     except DataError:
         raise
     except Exception as e:  # as in `_load`, when a stream breaks off
         raise DataError(f"Dataset {name!r} could not be read to the end: {_reason(e)}") from e
 
 
-def _is_on_hub(name: str) -> bool:
+def is_on_hub(name: str) -> bool:
+    """Whether a dataset of that name is looked for on the hub: it is no local file or folder, nor embedded."""
     local = name.startswith((".", "/", "~", "embedded:")) or Path(name).suffix in _FILE_KINDS
     return not local and not os.path.exists(name)
 
 
-def _commit(name: str, revision: str | None) -> str | None:
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a dataset on the hub that a branch or tag now is; None if it cannot be known."""
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=_HUB_TIMEOUT).sha
     except Exception:  # no network, no such name: reading it says which
@@ -153,5 +159,9 @@ def _load(name: str, split: str, **options: Any) -> Any:
         raise DataError(f"Dataset {what!r} (split {split!r}) cannot be read: {_reason(e)}") from e
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, StopIteration):
+        return "it has no rows"
+    if isinstance(error, DatasetGenerationError) and error.__cause__:  # says no more than that there was an error
+        return _reason(error.__cause__)
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,12 +11,12 @@ import json
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from sae_lens_gemma4.errors import DataError
 
 if TYPE_CHECKING:
-    from sae_lens_gemma4.activations.corpus import Corpus
+    from sae_lens_gemma4.activations.blocks import Corpus
 
 _FINGERPRINTS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str]] = WeakKeyDictionary()
 
@@ -32,6 +32,27 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         _FINGERPRINTS[tokenizer] = (len(tokenizer), fingerprint)
     return fingerprint
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase, document: str, *, offsets: bool = False) -> BatchEncoding:
+    """The tokens of a text, without special tokens added; with `offsets`, where in it each begins and ends.
+
+    Raises:
+        DataError: half of a surrogate pair, which is no character, naming the `document`.
+    """
+    try:
+        encoded: BatchEncoding = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=offsets, verbose=False
+        )
+        return encoded
+    except (TypeError, UnicodeEncodeError) as e:
+        at, half = next(((i, c) for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), (None, ""))
+        if at is None:
+            raise
+        raise DataError(
+            f"{document[0].upper()}{document[1:]} holds half a character (U+{ord(half):04X}, at {at}), which no "
+            "tokenizer can read: it was cut or decoded wrongly."
+        ) from e
 
 
 def check_tokenizer(corpus: Corpus, model_tokenizer: PreTrainedTokenizerBase | None) -> None:

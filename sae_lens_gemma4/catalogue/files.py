@@ -15,7 +15,16 @@ from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
-from huggingface_hub import HfApi, HfFileSystem, errors, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    HfFileSystem,
+    constants,
+    errors,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.file_download import repo_folder_name
 
 from sae_lens_gemma4.catalogue.registry import Release
 from sae_lens_gemma4.errors import HubError, SAEError, nearest
@@ -224,6 +233,15 @@ def config_of(files: Files, weights: str) -> str | None:
     wanted = (f"{path.stem}.json", f"{path.stem}_cfg.json", f"{path.stem}_config.json", *_CONFIGS)
     inside = files.inside(weights.rpartition("/")[0])
     return next((n for w in wanted if (n := (path.parent / w).as_posix()) in inside), None)
+
+
+def commit_in_cache(repo_id: str, repo_type: str = "model", revision: str | None = None) -> str | None:
+    """The commit that a branch or tag was when it was last downloaded; None if it never was."""
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    repository = constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    ref = Path(*repository, "refs", revision or "main")
+    return ref.read_text().strip() if ref.is_file() else None
 
 
 def files_of(release: Release, force_download: bool = False) -> Files:

@@ -12,7 +12,14 @@ import warnings
 
 import click
 
-from sae_lens_gemma4.cli import bench, evaluating, releases, running  # noqa: F401  (they add their commands)
+from sae_lens_gemma4.cli import (  # noqa: F401  (they add their commands)
+    bench,
+    evaluating,
+    publishing,
+    releases,
+    restoring,
+    running,
+)
 from sae_lens_gemma4.cli.group import cli
 from sae_lens_gemma4.errors import Gemma4SAEError
 
@@ -24,7 +31,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # minus signs on a console that is not UTF-8
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)  # a command's own exit code, or what it returned
     except click.exceptions.Abort:
         click.echo("\nInterrupted. What was saved before is as it was.", err=True)
         sys.exit(130)
@@ -37,3 +44,4 @@ def main() -> None:
     except Gemma4SAEError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -116,3 +116,28 @@ def bench_evaluate(
     table.add_row("sae_lens", f"{r.stock_seconds:.3f}", f"{r.stock_by_ours:.2f} of this package", "", peaks[1], "")
     Console().print(table)
     click.echo(f"This package's peak is that of {all_tokens:,} tokens with intervals, sae_lens's that of one batch.")
+
+
+@bench.command("harvest")
+@click.option("--hidden", type=click.IntRange(min=64), default=512, show_default=True, help="A multiple of 64.")
+@click.option("--layers", type=click.IntRange(min=6), default=12, show_default=True)
+@click.option("--tokens", type=click.IntRange(min=2), default=4096, show_default=True)
+@click.option("--context", type=click.IntRange(min=2), default=256, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def bench_harvest(hidden: int, layers: int, tokens: int, context: int, rounds: int, device: str, as_json: bool) -> None:
+    """Stream three layers of one model in one run, and the deepest of them alone."""
+    from sae_lens_gemma4.activations.bench import TARGET
+    from sae_lens_gemma4.activations.bench import bench_harvest as run
+
+    r = run(hidden, layers, tokens, context, rounds, device)
+    if as_json:
+        click.echo(json.dumps(r.to_dict(), indent=2))
+        return
+    low, high = r.ratio_quartiles
+    click.echo(
+        f"hidden {hidden}, layers {', '.join(map(str, r.layers))} of {layers}, {r.tokens:,} tokens on {device}, "
+        f"{r.threads} threads, {rounds} rounds: {r.tokens_per_second:,.0f} tokens/s.\n"
+        f"Three layers take {r.ratio:.3f} ({low:.3f}–{high:.3f}) of the deepest alone (target ≤ {TARGET})."
+    )

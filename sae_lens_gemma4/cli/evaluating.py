@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import click
 from sae_lens_gemma4.cli.group import cli
 from sae_lens_gemma4.cli.printing import make_folder, print_evaluation, print_release_table
 from sae_lens_gemma4.errors import ConfigError
+
+_FILES, _TABLE = ("report.json", "report.html"), "table.md"
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def evaluate(
     if base_model is not None and not others:
         raise ConfigError("--base-model needs --against: what is forgotten is seen against the SAE that knew it.")
     if out is not None:
-        make_folder(out)
+        make_folder(out, *_FILES, _TABLE)
 
     from sae_lens_gemma4.evaluation.intervals import Sampling  # slow ones, after what can be wrong above
     from sae_lens_gemma4.models.loading import load_for_sae_lens
@@ -163,59 +165,77 @@ def evaluate(
     }
     sources = {place.name: place.source() for place in places}
     model = load(model_name)
+    base = None if base_model is None else load(base_model)  # with the first: a slip in its name costs no measurement
     corpora = text.corpora(protocol, model.tokenizer, saes)
     if not others:
         _alone(saes, model, corpora, {**settings, "sources": sources}, out)
         return
     settings |= {"sources_before": {name: place.source() for name, place in pairs.items()}, "sources_after": sources}
-    rows = _compare(befores, saes, model, corpora, settings)
-    forgetting = []
-    if base_model is not None:
-        base = load(base_model)
-        if not _same_tokens(model, base):
-            corpora = text.corpora(protocol, base.tokenizer, saes)
-        forgetting = _compare(befores, saes, base, corpora, settings)
-    _report(rows, forgetting, f"{model_name}, {protocol.name if protocol else corpus}", out)
+    runs = [("rows", model, corpora)]
+    if base is not None:
+        same = _same_tokens(model, base)
+        runs.append(("forgetting", base, corpora if same else text.corpora(protocol, base.tokenizer, saes)))
+    _compare(befores, saes, runs, settings, f"{model_name}, {protocol.name if protocol else corpus}", out)
 
 
 def _alone(
     saes: Mapping[str, Any], model: Any, corpora: Mapping[str, Any], settings: Mapping[str, Any], out: Path | None
 ) -> None:
+    """Measure and print, corpus by corpus; what one gives is written before the next begins."""
     from sae_lens_gemma4.evaluation.evaluate import evaluate_saes
 
     several = len(saes) * len(corpora) > 1
+    folders = {
+        (name, corpus): out / _file_name(name) / _file_name(corpus) if several else out
+        for name in saes
+        for corpus in corpora
+        if out is not None
+    }
+    for folder in folders.values():
+        make_folder(folder, *_FILES)
     for corpus_name, corpus in corpora.items():
         for name, result in evaluate_saes(saes, model, corpus, **settings).items():
             print_evaluation(result.to_dict())
+            if folders:
+                _write(result, folders[name, corpus_name])
+                _say(folders[name, corpus_name])
+
+
+def _compare(
+    befores: Mapping[str, Any],
+    saes: Mapping[str, Any],
+    runs: Sequence[tuple[str, Any, Mapping[str, Any]]],
+    settings: Mapping[str, Any],
+    title: str,
+    out: Path | None,
+) -> None:
+    """Compare on each model, corpus by corpus; the report is written anew after each, with all there is so far."""
+    from sae_lens_gemma4.evaluation.compare import Comparison, ComparisonReport, compare_saes
+    from sae_lens_gemma4.evaluation.result import write_text
+    from sae_lens_gemma4.report.release_table import markdown, release_table
+
+    measured: dict[str, list[Comparison]] = {"rows": [], "forgetting": []}
+    report = ComparisonReport(**measured)
+    for part, model, corpora in runs:
+        for name, corpus in corpora.items():
+            measured[part] += compare_saes(befores, saes, model, {name: corpus}, **settings)
             if out is not None:
-                _write(result, out / _file_name(name) / _file_name(corpus_name) if several else out)
-
-
-def _compare(befores: Any, saes: Any, model: Any, corpora: Any, settings: Mapping[str, Any]) -> list[Any]:
-    from sae_lens_gemma4.evaluation.compare import compare_saes
-
-    return list(compare_saes(befores, saes, model, corpora, **settings))
+                _write(report, out)
+                write_text(markdown(release_table(report.to_dict()["rows"])), out / _TABLE)
+    document = report.to_dict()
+    print_release_table(title, document["rows"])
+    if report.forgetting:
+        forgotten_by = report.forgetting[0].after.model["name"]
+        print_release_table(f"{forgotten_by}: what was forgotten", document["forgetting"])
+    if out is not None:
+        _say(out)
+        click.echo(out / _TABLE)
 
 
 def _same_tokens(model: Any, other: Any) -> bool:
     from sae_lens_gemma4.activations.vocabulary import tokenizer_fingerprint
 
     return tokenizer_fingerprint(model.tokenizer) == tokenizer_fingerprint(other.tokenizer)
-
-
-def _report(rows: list[Any], forgetting: list[Any], title: str, out: Path | None) -> None:
-    from sae_lens_gemma4.evaluation.compare import ComparisonReport
-    from sae_lens_gemma4.report.release_table import markdown, release_table
-
-    report = ComparisonReport(rows, forgetting)
-    document = report.to_dict()
-    print_release_table(title, document["rows"])
-    if forgetting:
-        print_release_table(f"{forgetting[0].after.model['name']}: what was forgotten", document["forgetting"])
-    if out is not None:
-        _write(report, out)
-        (out / "table.md").write_text(markdown(release_table(document["rows"])), encoding="utf-8")
-        click.echo(out / "table.md")
 
 
 def _replaced(given: tuple[str, ...]) -> dict[str, str]:
@@ -232,7 +252,9 @@ def _file_name(name: str) -> str:
 
 
 def _write(result: Any, folder: Path) -> None:
-    make_folder(folder)
-    result.to_json(folder / "report.json")
-    result.to_html(folder / "report.html")
-    click.echo(f"\n{folder / 'report.html'}\n{folder / 'report.json'}")
+    result.to_json(folder / _FILES[0])
+    result.to_html(folder / _FILES[1])
+
+
+def _say(folder: Path) -> None:
+    click.echo("\n" + "\n".join(str(folder / name) for name in reversed(_FILES)))

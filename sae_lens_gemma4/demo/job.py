@@ -31,9 +31,12 @@ from sae_lens_gemma4.evaluation.result import versions
 from sae_lens_gemma4.models.interface import HookedModel
 from sae_lens_gemma4.models.loading import load_model
 from sae_lens_gemma4.report.html import render_demo
-from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, Model, Training, WarmStart
+from sae_lens_gemma4.training.config import Activations, ContinueTrainingConfig, Data, Model, WarmStart
+from sae_lens_gemma4.training.phases import Phase, Training
+from sae_lens_gemma4.training.preparing import build_sources
+from sae_lens_gemma4.training.records import SAEResult
 from sae_lens_gemma4.training.restore import load_sae
-from sae_lens_gemma4.training.runner import ContinueTrainingResult, ContinueTrainingRunner, build_sources
+from sae_lens_gemma4.training.runner import ContinueTrainingRunner
 
 SCHEMA = 2
 RELEASE, SAE_ID, BASE_MODEL = "gemma-4-demo-res-matryoshka-embedded", "layer_3_width_2k_l0_16", "gemma-4-demo"
@@ -80,13 +83,8 @@ def demo_config(shift: Shift, output: Path, seed: int) -> ContinueTrainingConfig
                 Source(dataset="embedded:chat", split="heldout", name="tuned chat"),
             ],
         ),
-        training=Training(
-            tokens=500_000,
-            batch_size=1024,
-            lr=1e-3,
-            warm_up_steps=20,
-            dead_after_steps=200,
-        ),
+        activations=Activations(batch_size=1024),
+        training=Training(phases=[Phase(tokens=500_000, lr=1e-3, warm_up_steps=20)], dead_after_steps=200),
         output=str(output),
         seed=seed,
     )
@@ -108,13 +106,15 @@ def run_demo(out: Path, seed: int = 0, *, progress: bool = True, say: Callable[[
     for number, shift in enumerate(SHIFTS, start=2):
         say(f"{number}/3  {shift.title}: the same SAE on {shift.model}, then trained on")
         cfg = demo_config(shift, out / shift.name, seed)
-        result = ContinueTrainingRunner(cfg, progress=progress).run()
+        run = ContinueTrainingRunner(cfg, progress=progress).run(replace=True)
+        result = run.only
         model = load_model(shift.model, "Gemma4ProxyLM")
         heldout = build_sources(cfg.data, cfg.data.heldout, model.tokenizer)
-        adapted = {"path": cfg.output}
+        adapted = {"path": str(result.path)}
         at_home = evaluate_sae(result.sae, base_model, own_text, source=adapted, progress=progress)
         forgetting = Comparison(own_text.name, reference, at_home)
-        shifts.append(_shift_report(shift, cfg, result, forgetting, reload_elsewhere(result, model, heldout)))
+        reload = reload_elsewhere(result, model, heldout)
+        shifts.append(_shift_report(shift, result, forgetting, reload, run.tokens, run.seconds))
     report = {
         "schema": SCHEMA,
         "kind": "demo",
@@ -132,10 +132,11 @@ def run_demo(out: Path, seed: int = 0, *, progress: bool = True, say: Callable[[
 
 def _shift_report(
     shift: Shift,
-    cfg: ContinueTrainingConfig,
-    result: ContinueTrainingResult,
+    result: SAEResult,
     forgetting: Comparison,
     reload: dict[str, Any],
+    tokens: int,
+    seconds: float,
 ) -> dict[str, Any]:
     return {
         "name": shift.name,
@@ -145,10 +146,11 @@ def _shift_report(
         "rows": [comparison.to_dict() for comparison in result.comparisons()],
         "forgetting": [forgetting.to_dict()],
         "training": {
-            "tokens": result.tokens,
-            "steps": cfg.training.steps,
-            "seconds": result.seconds,
-            "tokens_per_second": result.tokens / result.seconds,
+            "tokens": tokens,
+            "steps": result.history[-1]["step"],
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "calibration": result.calibration,
             "history": result.history,
         },
         "reload": reload,
@@ -169,7 +171,7 @@ assert not any(name.startswith("sae_lens_gemma4") for name in sys.modules)
 
 
 @torch.no_grad()
-def reload_elsewhere(result: ContinueTrainingResult, model: HookedModel, corpora: dict[str, Corpus]) -> dict[str, Any]:
+def reload_elsewhere(result: SAEResult, model: HookedModel, corpora: dict[str, Corpus]) -> dict[str, Any]:
     """Read the saved SAE by stock sae_lens in a process of its own and compare what it computes, bit by bit.
 
     Raises:

@@ -9,13 +9,12 @@ at the same activations completes the figure (`needs_second_pass`). Two accumula
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from sae_lens_gemma4.errors import ConfigError, DataError
-from sae_lens_gemma4.evaluation.figures import Sums
+from sae_lens_gemma4.evaluation.figures import Sums, top_count
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.evaluation.kept import TopRows
 from sae_lens_gemma4.evaluation.metrics import ReconstructionMetrics
@@ -62,7 +61,7 @@ class ReconstructionAccumulator:
             raise ConfigError(f"d_in and max_tokens must be at least 1, not {d_in} and {max_tokens}.")
         self.d_in, self.d_sae, self.max_tokens, self.rules = d_in, d_sae, max_tokens, rules
         self.top_fractions, self.norm_multiples = tuple(sorted(top_fractions)), tuple(sorted(norm_multiples))
-        largest = math.ceil(self.top_fractions[-1] * max_tokens)
+        largest = top_count(self.top_fractions[-1], max_tokens)
         self._worst = TopRows(min(max_tokens, max(_SLACK * largest, _MIN_KEPT)), d_in)
         self._largest = TopRows(min(max_tokens, max(largest, _MIN_KEPT)), d_in)
         self._sums = KeyedSums(d_in)

@@ -10,9 +10,7 @@ Memory is what this package needs above the weights and the batch, at its peak, 
 
 from __future__ import annotations
 
-import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.accumulators import ReconstructionAccumulator
 from sae_lens_gemma4.evaluation.intervals import MAX_CLUSTERS
 from sae_lens_gemma4.evaluation.reading import CHUNK_LATENTS, ActiveLatents, read
+from sae_lens_gemma4.racing import race, ratio
 
 TIME_TARGET, PEAK_TARGET = 1.3, 2.0
 """The most that ours may take, in units of the encoder's product, and in GB."""
@@ -90,9 +89,10 @@ def bench_evaluation(
         "ours": lambda: _ours(sae, x_td),
         "stock": lambda: _stock(sae, x_td),
     }
-    times = _race(contestants, rounds, device, seed)
-    by_encoder = [ours / product for ours, product in zip(times["ours"], times["encoder"], strict=True)]
-    quartiles = statistics.quantiles(by_encoder, n=4) if rounds > 1 else [by_encoder[0]] * 3
+    for run in contestants.values():
+        run()
+    times = race(contestants, rounds, device, seed)
+    by_encoder, quartiles = ratio(times["ours"], times["encoder"])
     active = sum(len(reading.active.value_a) for reading in read(sae, x_td))
     encoder, ours, stock = (statistics.median(times[name]) for name in ("encoder", "ours", "stock"))
     return EvaluationBench(
@@ -107,9 +107,9 @@ def bench_evaluation(
         encoder_seconds=encoder,
         ours_seconds=ours,
         stock_seconds=stock,
-        ours_by_encoder=statistics.median(by_encoder),
-        ours_by_encoder_quartiles=(quartiles[0], quartiles[2]),
-        stock_by_ours=statistics.median(s / o for s, o in zip(times["stock"], times["ours"], strict=True)),
+        ours_by_encoder=by_encoder,
+        ours_by_encoder_quartiles=quartiles,
+        stock_by_ours=ratio(times["stock"], times["ours"])[0],
         ours_peak_gb=_peak_gb(lambda: _whole_evaluation(sae, x_td, all_tokens), device),
         stock_peak_gb=_peak_gb(contestants["stock"], device),
     )
@@ -179,28 +179,6 @@ def _whole_evaluation(sae: SAE[Any], x_td: torch.Tensor, all_tokens: int) -> Non
         part = slice(at, at := at + len(chunk_td))
         accumulator.update(chunk_td, 0.9 * chunk_td, none, documents_t=document_n[part])
     accumulator.compute()
-
-
-@torch.no_grad()
-def _race(contestants: dict[str, Callable[[], Any]], rounds: int, device: str, seed: int) -> dict[str, list[float]]:
-    order, draw = list(contestants), random.Random(seed)
-    times: dict[str, list[float]] = {name: [] for name in order}
-    for name in order:
-        contestants[name]()
-    for _ in range(rounds):
-        draw.shuffle(order)
-        for name in order:
-            _wait(device)
-            start = time.perf_counter()
-            contestants[name]()
-            _wait(device)
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _peak_gb(run: Callable[[], Any], device: str) -> float | None:

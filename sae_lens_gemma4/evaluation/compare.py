@@ -21,6 +21,7 @@ from sae_lens_gemma4.evaluation.intervals import Estimate, paired_difference
 from sae_lens_gemma4.evaluation.metrics import nested
 from sae_lens_gemma4.evaluation.protocol import require_same_protocol
 from sae_lens_gemma4.evaluation.result import SCHEMA, SAEEvaluation, write_json, write_page
+from sae_lens_gemma4.models.hook_names import canonical_name
 from sae_lens_gemma4.models.interface import HookedModel
 
 
@@ -38,13 +39,11 @@ class Comparison:
     after: SAEEvaluation
 
     def __post_init__(self) -> None:
-        hooks = self.before.sae["hook_name"], self.after.sae["hook_name"]
-        if hooks[0] != hooks[1]:
-            raise ConfigError(f"SAEs at two hooks cannot be compared: {hooks[0]} and {hooks[1]}.")
+        _require_one_hook(self.before.sae["hook_name"], self.after.sae["hook_name"])
         require_same_protocol(self.before.to_dict(), self.after.to_dict())
 
     def differences(self) -> dict[str, Any]:
-        """after − before of every figure that has replicates, in the form of the metrics: an `Estimate` or None."""
+        """after − before of every figure that can have an interval, in the form of the metrics: `Estimate`s or None."""
         before, after, sampling = self.before, self.after, self.before.sampling
         if after.sampling != sampling:
             raise ConfigError(f"The intervals were made differently: {sampling} and {after.sampling}.")
@@ -63,7 +62,7 @@ class Comparison:
             "corpus": self.corpus,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
-            "differences": _differences(self.differences()) or None,
+            "differences": _differences(self.differences()),
         }
 
 
@@ -121,7 +120,7 @@ def compare_saes(
         settings: of `evaluate_saes`.
 
     Raises:
-        ConfigError: an SAE without its other half.
+        ConfigError: an SAE without its other half, or with one at another hook.
     """
     if set(before) != set(after) or not before:
         raise ConfigError(f"Pairs need both halves; before has {sorted(before)}, after {sorted(after)}.")
@@ -129,6 +128,10 @@ def compare_saes(
     sources = {("before", n): s for n, s in sources_before.items()} | {
         ("after", n): s for n, s in sources_after.items()
     }
+    hook_names = settings.get("hook_names", {})
+    for name in before:
+        pair = [(state, name) for state in ("before", "after")]
+        _require_one_hook(*(hook_names.get("/".join(key)) or saes[key].cfg.metadata.hook_name for key in pair))
     comparisons = []
     for corpus_name, corpus in corpora.items():
         results = evaluate_saes(
@@ -142,6 +145,11 @@ def compare_saes(
         for name in before:
             comparisons.append(Comparison(corpus_name, results[f"before/{name}"], results[f"after/{name}"]))
     return comparisons
+
+
+def _require_one_hook(before: str | None, after: str | None) -> None:
+    if None not in (before, after) and canonical_name(str(before)) != canonical_name(str(after)):
+        raise ConfigError(f"SAEs at two hooks cannot be compared: {before} and {after}.")
 
 
 def _same_shape(one: SAE[Any], other: SAE[Any]) -> bool:

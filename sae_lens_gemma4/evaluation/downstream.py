@@ -32,6 +32,7 @@ from sae_lens_gemma4.models.loading import isolation
 from sae_lens_gemma4.models.resume import Run, Runs, runs_at
 
 MASKS = ("excluded", "included")
+LOSSES = ("ce", "kl", "ce_recovered", "kl_recovered")
 ABLATIONS = ("zero", "mean")
 SPLICED = ("sae", *ABLATIONS)
 _VARIANTS = [(mask, spliced) for mask in MASKS for spliced in SPLICED]
@@ -103,6 +104,7 @@ def measure_downstream(
     reconstruct: Callable[[torch.Tensor], torch.Tensor],
     mean_d: torch.Tensor,
     *,
+    head: int | None = None,
     max_tokens: int | None = None,
     batch_blocks: int = 1,
     isolate_documents: bool = False,
@@ -115,7 +117,7 @@ def measure_downstream(
 
     Args:
         reconstruct: the SAE on rows, `[t, d]` to `[t, d]`; rows come in the model's dtype and on its device. Where
-            a hook has heads, `d` is all of them, flattened.
+            a hook has heads, `d` is all of them, flattened, unless `head` says which alone is replaced.
         mean_d: what mean ablation puts in: the mean over the tokens that count.
         max_tokens: stop after the block with which so many tokens count.
         batch_blocks: blocks a run; the second run has up to six times as many.
@@ -140,9 +142,9 @@ def measure_downstream(
     with tqdm(total=total, desc="Predictions", unit="tok", leave=False, disable=not progress) as bar:
         for blocks in torch.arange(n_blocks).split(batch_blocks):
             batch = _Batch.of(corpus, blocks)
-            splice = _Splice(hook_name, batch, reconstruct, mean_d)
+            splice = _Splice(hook_name, batch, reconstruct, mean_d, head)
             clean = runs.first(batch.tokens_bp.to(device), splice.catch)
-            ce_vt, kl_vt = _losses(runs, clean, batch, splice.variants())
+            ce_vt, kl_vt = _losses(runs, clean, batch, splice)
             if not (finite_t := ce_vt.isfinite().all(0) & kl_vt.isfinite().all(0)).all():
                 bad = int(batch.document_t[~finite_t][0])
                 raise DataError(f"Predictions around {hook_name} are not finite, first in document {bad}.")
@@ -224,13 +226,23 @@ class _Splice:
     batch: _Batch
     reconstruct: Callable[[torch.Tensor], torch.Tensor]
     mean_d: torch.Tensor
+    head: int | None
     acts_bpd: torch.Tensor | None = None
 
     def catch(self, value: torch.Tensor, hook: Any) -> None:  # noqa: ARG002
         if value.ndim < 3 or value.shape[:2] != self.batch.tokens_bp.shape:
             shape = tuple(value.shape)
             raise DataError(f"{self.hook_name} is {shape}, not [block, pos, …]: nothing can be spliced in.")
-        self.acts_bpd = value.clone().flatten(2)  # a module may go on in place
+        read = value if self.head is None else value[:, :, self.head]
+        self.acts_bpd = read.clone().flatten(2)  # a module may go on in place
+
+    def put(self, value: torch.Tensor, new_vbpd: torch.Tensor) -> torch.Tensor:
+        """The hook's value with what is spliced in, all variants of a run in one batch."""
+        if self.head is None:
+            return new_vbpd.to(value).view_as(value)
+        value = value.clone()
+        value[:, :, self.head] = new_vbpd.to(value).flatten(0, 1)
+        return value
 
     def variants(self) -> torch.Tensor:
         """Activations with the positions of a mask replaced, `[v, b, p, d]`, in the order of `_VARIANTS`."""
@@ -255,8 +267,9 @@ class _Splice:
         return variants_vbpd
 
 
-def _losses(runs: Runs, clean: Run, batch: _Batch, variants_vbpd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _losses(runs: Runs, clean: Run, batch: _Batch, splice: _Splice) -> tuple[torch.Tensor, torch.Tensor]:
     """CE `[1 + v, t]`, the model's first, and KL(model ‖ variant) `[v, t]`; CE without a next token is noise."""
+    variants_vbpd = splice.variants()
     n, n_rows, device = len(variants_vbpd), len(batch.row_t), clean.end.device
     at_once = max(1, RUN_BYTES // clean.end.nbytes)
     chunk = max(1, CHUNK_LOGITS // clean.n_vocab)
@@ -264,7 +277,7 @@ def _losses(runs: Runs, clean: Run, batch: _Batch, variants_vbpd: torch.Tensor) 
     ce_vt, kl_vt = torch.empty(1 + n, n_rows, device=device), torch.empty(n, n_rows, device=device)
     for first in range(0, n, at_once):
         part_vbpd = variants_vbpd[first : first + at_once]
-        run = runs.again(len(part_vbpd), lambda value, hook, put=part_vbpd: put.to(value).view_as(value))  # noqa: ARG005
+        run = runs.again(len(part_vbpd), lambda value, hook, new=part_vbpd: splice.put(value, new))  # noqa: ARG005
         for start in range(0, n_rows, chunk):
             span = slice(start, start + chunk)
             model_tw = F.log_softmax(clean.logits(row_t[span]).float(), dim=-1)

@@ -150,6 +150,7 @@ def evaluate_saes(
                     run.hook_name,
                     partial(reconstruct, run.sae),
                     run.accumulator.snapshot().mean_d,
+                    head=run.head,
                     max_tokens=downstream_tokens,
                     batch_blocks=max(1, _PREDICTED_TOKENS // corpus.context_size),
                     isolate_documents=isolate_documents,
@@ -166,6 +167,7 @@ def evaluate_saes(
                 downstream_replicates=predictions.replicates(sampling) if predictions else {},
                 drift=None if reference is None else drift(run.sae, reference, sae_hash(reference)),
                 rules=rules,
+                fired_f=run.accumulator.snapshot().fired_f,
                 **run.details(metrics, model.tokenizer),
             )
     return results

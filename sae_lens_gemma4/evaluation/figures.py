@@ -11,6 +11,8 @@ Shapes: `b` resamples, `k` documents, `m` rows kept of the worst tokens, `d` the
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -46,6 +48,11 @@ class Kept(NamedTuple):
 
     sums: Sums
     document: torch.Tensor
+
+
+def top_count(fraction: float, n_tokens: float) -> int:
+    """⌈f · n⌉ for the fraction as it is written: .07 of 100 is 7, which in floats is a little more."""
+    return math.ceil(Fraction(str(float(fraction))) * int(n_tokens))
 
 
 def ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -94,7 +101,7 @@ def top_sums(kept: Kept, weights_bk: torch.Tensor, n_b: torch.Tensor, fraction: 
 
     A document drawn twice brings its tokens twice. NaN for a resample that needs more rows than were kept.
     """
-    wanted_b = torch.ceil(fraction * n_b)
+    wanted_b = n_b.new_tensor([top_count(fraction, n) for n in n_b.tolist()])
     m, n_kept = int(wanted_b.max()), len(kept.document)
     while m < n_kept and (weights_bk[:, kept.document[:m]].sum(1) < wanted_b).any():
         m *= 2  # most draws need little more than they want

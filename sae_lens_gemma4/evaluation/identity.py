@@ -35,11 +35,13 @@ def sae_hash(sae: SAE[Any]) -> str:
 def model_fingerprint(model: HookedModel) -> str:
     """First 16 hex digits of a SHA-256 of the parameters' shapes, dtypes and 256 evenly spread values of each.
 
-    In no order, without names, and without parameters of zeros (a bridge's output bias): these differ between classes
-    that hook one model.
+    Gemma 4's layer scalars, which are buffers, count too. In no order, without names, and without parameters of zeros
+    (a bridge's output bias): these differ between classes that hook one model.
     """
     parts = []
-    for parameter in model.parameters():
+    buffers: dict[str, torch.Tensor] = dict(getattr(model, "named_buffers", dict)())
+    scalars = [buffer for name, buffer in buffers.items() if name.endswith("layer_scalar")]
+    for parameter in [*model.parameters(), *scalars]:
         flat = parameter.detach().reshape(-1)
         chosen = torch.linspace(0, len(flat) - 1, min(_VALUES, len(flat)), dtype=torch.float64).long()
         values = flat[chosen.to(flat.device)].float().cpu()

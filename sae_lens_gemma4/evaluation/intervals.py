@@ -27,6 +27,8 @@ Interval = tuple[float, float]
 Key = Hashable
 MAX_CLUSTERS = 1024
 """Documents beyond so many are drawn in groups of neighbours: memory stays bounded, intervals stay valid."""
+MIN_DOCUMENTS, MIN_RESAMPLES = 8, 100
+"""With fewer there is no interval: it would hold much less than it says, and of fewer draws each end is one or two."""
 _NORMAL = NormalDist()
 _SMALLEST = 1e-6
 _DEFINED = 0.95
@@ -37,7 +39,7 @@ class Estimate(float):
     """A float that may know its interval.
 
     Attributes:
-        interval: (low, high), or None where there were no documents to resample.
+        interval: (low, high), or None where there were too few documents or draws for one.
     """
 
     interval: Interval | None
@@ -53,7 +55,7 @@ class Estimate(float):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How intervals are made: `resamples` draws of documents by `seed`, at `level`; none at 0 resamples."""
+    """How intervals are made: `resamples` draws of documents by `seed`, at `level`; none below `MIN_RESAMPLES`."""
 
     resamples: int = 1000
     seed: int = 0
@@ -64,11 +66,11 @@ class Sampling:
             raise ConfigError(f"resamples and seed must not be negative, level between 0 and 1, unlike {self}.")
 
     def weights(self, n_documents: int) -> torch.Tensor | None:
-        """How often each document is taken, float64 `[r, k]`; None where there is nothing to resample.
+        """How often each document is taken, float64 `[r, k]`; None where there are too few documents or draws.
 
         `resamples` rows of one multinomial, by `seed`, and one row for each document, with all but that one.
         """
-        if n_documents < 2 or self.resamples == 0:
+        if n_documents < MIN_DOCUMENTS or self.resamples < MIN_RESAMPLES:
             return None
         generator = np.random.default_rng(self.seed)
         drawn = generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=self.resamples)

@@ -68,12 +68,12 @@ class Measuring:
 
     def __init__(self, sae: SAE[Any], hook_name: str, corpus: Corpus, rules: VerdictRules, sampling: Sampling) -> None:
         self.sae, self.hook_name, self.corpus, self.rules, self.sampling = sae, hook_name, corpus, rules, sampling
+        self.head = sae.cfg.metadata.hook_head_index
         n = corpus.n_tokens
         self.accumulator = ReconstructionAccumulator(sae.cfg.d_in, max_tokens=n, d_sae=sae.cfg.d_sae, rules=rules)
         self.widths = WidthSums(matryoshka_widths(sae))
         documents = corpus.document_bp[corpus.keep_bp].unique()
-        self._cluster_of = torch.zeros(int(documents.max()) + 1, dtype=torch.long)
-        self._cluster_of[documents] = clusters(len(documents))
+        self._documents_k, self._cluster_k = documents, clusters(len(documents))
         chosen = np.random.default_rng(sampling.seed).choice(n, min(n, _SAMPLE), replace=False)
         self._sampled_n = torch.zeros(n, dtype=torch.bool)
         self._sampled_n[torch.from_numpy(chosen)] = True
@@ -84,13 +84,14 @@ class Measuring:
         """This SAE's activations `[t, d_in]` of a batch.
 
         Raises:
-            SAEError: the hook is not as wide as the SAE reads.
+            SAEError: the hook is not as wide as the SAE reads, or has not the head that it reads.
         """
-        x = batch.acts[self.hook_name]
-        head = self.sae.cfg.metadata.hook_head_index
-        if head is not None and x.ndim == 3 and not -x.shape[1] <= head < x.shape[1]:
+        x, head = batch.acts[self.hook_name], self.head
+        if head is not None and x.ndim != 3:
+            raise SAEError(f"{self.hook_name} is not divided into heads; this SAE reads head {head} (hook_head_index).")
+        if head is not None and not -x.shape[1] <= head < x.shape[1]:
             raise SAEError(f"{self.hook_name} has {x.shape[1]} heads; this SAE reads head {head}.")
-        x_td = x[:, head] if head is not None and x.ndim == 3 else x.flatten(1)
+        x_td = x.flatten(1) if head is None else x[:, head]
         if x_td.shape[-1] != self.sae.cfg.d_in:
             raise SAEError(f"{self.hook_name} is {x_td.shape[-1]} wide; this SAE reads {self.sae.cfg.d_in}.")
         return x_td
@@ -100,6 +101,7 @@ class Measuring:
         sampled = self._sampled_n[self._seen : self._seen + len(x_td)]
         self._sample.append(x_td[sampled.to(x_td.device)].cpu())
         self._seen += len(x_td)
+        cluster_t = self._cluster_k[torch.searchsorted(self._documents_k, batch.document_t)]
         labels = {"position": _position_group(batch.position_t)}
         if batch.role_t is not None:
             labels["role"] = batch.role_t.long()
@@ -110,7 +112,7 @@ class Measuring:
                 reading.x_td,
                 reading.x_hat_td,
                 reading.active,
-                documents_t=self._cluster_of[batch.document_t[part]],
+                documents_t=cluster_t[part],
                 groups={name: label[part] for name, label in labels.items()},
             )
             self.widths.update(reading)
@@ -157,7 +159,7 @@ class Measuring:
             cause, cause_reason = diagnosis.cause(trials, self.rules)
         return {
             "verdict": decided,
-            "reason": robust.reason(decided, metrics.ve, without, metrics.sse_share, self.rules),
+            "reason": robust.reason(decided, metrics.n_tokens, metrics.ve, without, metrics.sse_share, self.rules),
             "norm_screen": screen,
             "cause": cause,
             "cause_reason": cause_reason,
@@ -165,9 +167,10 @@ class Measuring:
         }
 
     def _groups(self, name: str, written: Any) -> list[dict[str, Any]]:
-        sse = float(self.accumulator.tokens("sse").sum())
+        groups = self.accumulator.group_sums(name)
+        sse = sum(float(sums.of("sse")) for sums in groups.values())  # added up as they are: a share is 1 at most
         rows = []
-        for key, sums in self.accumulator.group_sums(name).items():
+        for key, sums in groups.items():
             figures = {
                 "ve": variance_explained(sums),
                 "nmse": ratio(sums.of("sse"), sums.of("squares")),

@@ -13,6 +13,13 @@ from sae_lens_gemma4.evaluation.robust import Verdict
 
 ERROR_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
+RESAMPLED = (
+    "ve", "ve_centred", "ve_without_top_sse", "ve_without_high_norm", "sse_share", "high_norm_share",
+    "high_norm_sse_share", "mse", "nmse", "cosine", "relative_bias", "l2_norm_in", "l2_norm_out", "l2_ratio", "l0",
+    "l1",
+)  # fmt: skip
+"""The figures that get intervals, and whose differences are told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionMetrics:
@@ -77,12 +84,20 @@ class ReconstructionMetrics:
     replicates: Mapping[Key, torch.Tensor] = field(repr=False, compare=False)
 
     def figure(self, key: Key) -> Estimate | None:
-        """The figure of a key of `replicates`."""
+        """The figure of a key of `resampled` and `replicates`: a name, or a name and what it is at."""
         name, *inner = _parts(key)
         value = getattr(self, name)
         for part in inner:
             value = value[part]
         return cast("Estimate | None", value)
+
+    def resampled(self) -> dict[Key, Estimate | None]:
+        """The figures of `RESAMPLED`, by their keys in `replicates`."""
+        figures: dict[Key, Estimate | None] = {}
+        for name in RESAMPLED:
+            value = getattr(self, name)
+            figures |= {(name, key): v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        return figures
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: fractions, multiples and counts as strings, without intervals and replicates."""
@@ -91,8 +106,8 @@ class ReconstructionMetrics:
 
     def intervals(self) -> dict[str, Any]:
         """The intervals of the figures that have one or might, in the form of `to_dict`."""
-        names = {key if isinstance(key, str) else key[0] for key in self.replicates}  # type: ignore[index]
-        return {name: _intervals(getattr(self, name)) for name in self.to_dict() if name in names}
+        names = {_parts(key)[0] for key in self.replicates}
+        return {name: _intervals(getattr(self, name)) for name in RESAMPLED if name in names}
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sae_lens_gemma4.activations.corpus import Corpus
+from sae_lens_gemma4.evaluation.figures import top_count
 from sae_lens_gemma4.evaluation.snapshot import Snapshot
 
 FRACTION = 0.001
@@ -132,7 +133,7 @@ def norm_against_sse(snapshot: Snapshot, seed: int = 0) -> list[list[float | boo
 
 
 def _top(sse: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.argsort(-sse, kind="stable")[: math.ceil(FRACTION * len(sse))]
+    return np.argsort(-sse, kind="stable")[: top_count(FRACTION, len(sse))]
 
 
 def _delimits(text: str) -> bool:

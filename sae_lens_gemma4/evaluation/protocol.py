@@ -26,7 +26,7 @@ _CONDITIONS = {
     None: ("protocol",),
     "corpus": (
         "name", "hash", "documents", "source", "split", "revision", "first_document", "next_document", "context_size",
-        "exclude_special_tokens", "bos", "isolate_documents",
+        "exclude_special_tokens", "bos", "packed", "roles", "exclude_turn_markers", "isolate_documents",
     ),
     "metrics": ("n_tokens",),
 }  # fmt: skip
@@ -63,7 +63,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources]
-        if None in names or len(set(names)) < len(names):
+        if not all(names) or len(set(names)) < len(names):
             raise ConfigError(f"The sources of protocol {self.name!r} need names, each its own; they have {names}.")
         if self.exact_tokens and any(source.tokens is None for source in self.sources):
             raise ConfigError(f"Protocol {self.name!r} has exact_tokens and a source without tokens.")

@@ -7,12 +7,14 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from sae_lens_gemma4.evaluation.downstream import stock_keys
+from sae_lens_gemma4.errors import ConfigError
+from sae_lens_gemma4.evaluation.downstream import LOSSES, MASKS, stock_keys
 from sae_lens_gemma4.evaluation.intervals import MAX_CLUSTERS, Key, Sampling
 from sae_lens_gemma4.evaluation.metrics import ReconstructionMetrics
 from sae_lens_gemma4.evaluation.robust import VerdictRules
@@ -23,7 +25,10 @@ _VERSIONED = ("sae-lens-gemma4", "sae-lens", "transformer-lens", "transformers",
 
 @dataclass(frozen=True, kw_only=True)
 class SAEEvaluation:
-    """The result of `evaluate_sae`. Parts that are mappings have the form of the JSON (docs/evaluation.schema.json)."""
+    """The result of `evaluate_sae`. Parts that are mappings have the form of the JSON (docs/evaluation.schema.json).
+
+    `fired_f` is how many tokens each latent fires on, `[d_sae]`; it is too long for the JSON.
+    """
 
     sae: dict[str, Any]
     model: dict[str, Any]
@@ -41,6 +46,7 @@ class SAEEvaluation:
     drift: dict[str, Any] | None
     curves: dict[str, Any]
     rules: VerdictRules
+    fired_f: torch.Tensor | None
 
     @property
     def replicates(self) -> dict[Key, torch.Tensor]:
@@ -48,11 +54,10 @@ class SAEEvaluation:
         return {**self.metrics.replicates, **self.downstream_replicates}
 
     def figures(self) -> dict[Key, float | None]:
-        """Every figure that has replicates."""
-        values: dict[Key, float | None] = {key: self.metrics.figure(key) for key in self.metrics.replicates}
-        for key in self.downstream_replicates:
-            _, mask, kind, name = cast("tuple[str, str, str, str]", key)
-            values[key] = (self.downstream or {})[mask][kind][name]
+        """Every figure that has an interval where there are enough documents, by its key in `replicates`."""
+        values: dict[Key, float | None] = dict(self.metrics.resampled())
+        for mask, kind in product(MASKS, LOSSES) if self.downstream else ():
+            values |= {("downstream", mask, kind, name): v for name, v in (self.downstream or {})[mask][kind].items()}
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,7 +65,8 @@ class SAEEvaluation:
         if self.metrics.replicates:
             intervals = {
                 **asdict(self.sampling),
-                "documents": min(self.corpus["documents"], MAX_CLUSTERS),
+                "documents": self.corpus["documents"],
+                "groups": min(self.corpus["documents"], MAX_CLUSTERS),
                 "verdict_share": self.metrics.verdict_share,
                 "figures": self.metrics.intervals(),
             }
@@ -112,11 +118,29 @@ class SAEEvaluation:
 def write_page(document: Mapping[str, Any], path: str | Path) -> None:
     from sae_lens_gemma4.report.html import render  # the one arrow to the right: a convenience
 
-    Path(path).write_text(render(document), encoding="utf-8")
+    write_text(render(document), path)
 
 
 def write_json(document: Mapping[str, Any], path: str | Path) -> None:
-    Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be written: {e.strerror}.") from e
 
 
 def _float(value: float | None) -> float | None:

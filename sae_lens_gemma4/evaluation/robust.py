@@ -13,6 +13,8 @@ from typing import Literal
 
 Verdict = Literal["healthy", "outlier-dominated", "misfit"]
 TOP_FRACTIONS = (0.0001, 0.001, 0.01)
+DECIDING = (0.001, 0.01)
+"""The fractions that can make an SAE outlier-dominated; the last of them tells a misfit."""
 NORM_MULTIPLES = (2.0, 5.0, 10.0, 100.0)
 SCREENED_AT_MOST = 0.01
 Figures = Mapping[float, float | None]
@@ -24,9 +26,8 @@ class VerdictRules:
 
     Attributes:
         misfit_below: an SAE whose VE without the top 1 % of tokens by SSE is below this is a misfit.
-        outlier_gain: it is outlier-dominated if leaving out the top .1 % gains more VE than this …
-        outlier_share: … and those tokens hold more of the SSE than this; or if VE itself is below `misfit_below` and
-            leaving out the top 1 % gains more than `outlier_gain`.
+        outlier_gain: it is outlier-dominated if leaving out the top .1 %, or the top 1 %, gains more VE than this …
+        outlier_share: … and those tokens hold more of the SSE than this.
     """
 
     misfit_below: float = 0.5
@@ -38,21 +39,21 @@ def verdict(
     ve: float | None, ve_without_top_sse: Figures, sse_share: Figures, rules: VerdictRules = VerdictRules()
 ) -> Verdict | None:
     """The verdict on these figures; None where one that decides is not defined."""
-    without_1, without_01, share_01 = ve_without_top_sse.get(0.01), ve_without_top_sse.get(0.001), sse_share.get(0.001)
-    if ve is None or without_1 is None or without_01 is None or share_01 is None:
+    without = ve_without_top_sse.get(DECIDING[-1])
+    if without is None or None in (ve, *(table.get(f) for table in (ve_without_top_sse, sse_share) for f in DECIDING)):
         return None
-    if without_1 < rules.misfit_below:
+    if without < rules.misfit_below:
         return "misfit"
-    if _concentrated(ve, without_01, share_01, rules):
-        return "outlier-dominated"
-    low = ve < rules.misfit_below and without_1 - ve > rules.outlier_gain
-    return "outlier-dominated" if low else "healthy"
+    return "healthy" if _concentrated(ve, ve_without_top_sse, sse_share, rules) is None else "outlier-dominated"
 
 
-def _concentrated(ve: float, without_01: float | None, share_01: float | None, rules: VerdictRules) -> bool:
-    """Whether the top .1 % by SSE gain and hold enough."""
-    gain = (ve if without_01 is None else without_01) - ve
-    return gain > rules.outlier_gain and (share_01 or 0.0) > rules.outlier_share
+def _concentrated(ve: float | None, without: Figures, share: Figures, rules: VerdictRules) -> float | None:
+    """The least fraction by SSE whose tokens gain and hold enough to be what spoils the figure, if one does."""
+    for fraction in DECIDING:
+        gain = (without[fraction] or 0.0) - (ve or 0.0)
+        if gain > rules.outlier_gain and (share[fraction] or 0.0) > rules.outlier_share:
+            return fraction
+    return None
 
 
 def norm_screen_sees(
@@ -68,28 +69,41 @@ def norm_screen_sees(
     most: what leaves out more is no screen for outliers.
     """
     above = [value for c, value in ve_without_high_norm.items() if (high_norm_share.get(c) or 0.0) <= SCREENED_AT_MOST]
-    wanted = [value - ve for f in (0.001, 0.01) if (value := ve_without_top_sse.get(f)) is not None]
-    by_norm = [ve_without_top_norm.get(0.001), ve_without_top_norm.get(0.01), *above]
+    wanted = [value - ve for f in DECIDING if (value := ve_without_top_sse.get(f)) is not None]
+    by_norm = [*(ve_without_top_norm.get(f) for f in DECIDING), *above]
     gains = [screened - ve for screened in by_norm if screened is not None]
     return bool(wanted and gains) and max(gains) >= 0.5 * max(wanted) > 0
 
 
 def reason(
-    decided: Verdict | None, ve: float | None, without: Figures, share: Figures, rules: VerdictRules = VerdictRules()
+    decided: Verdict | None,
+    n_tokens: int,
+    ve: float | None,
+    without: Figures,
+    share: Figures,
+    rules: VerdictRules = VerdictRules(),
 ) -> str:
     """One sentence with the figures that decided."""
     if decided is None or ve is None:
         return "A figure that the verdict needs is not defined on these tokens."
-    without_1, without_01, share_01 = without[0.01], without[0.001], share[0.001]
     if decided == "misfit":
-        return f"VE without the worst 1 % of tokens is {_written(without_1)}, below {rules.misfit_below:g}."
-    figures = f"VE is {_written(ve)} and {_written(without_01)} without the worst 0.1 % of tokens, which hold "
-    figures += f"{100 * (share_01 or 0):.1f} % of the squared error"
-    if decided == "outlier-dominated" and not _concentrated(ve, without_01, share_01, rules):
-        return f"VE is {_written(ve)}, below {rules.misfit_below:g}, and {_written(without_1)} without the worst 1 %."
-    if decided == "outlier-dominated":
-        return f"{figures}: more than {rules.outlier_gain:g} gained, more than {100 * rules.outlier_share:g} % held."
-    return f"{figures}."
+        worst, _ = _worst(DECIDING[-1], n_tokens)
+        return f"VE without {worst} is {_written(without[DECIDING[-1]])}, below {rules.misfit_below:g}."
+    fraction = _concentrated(ve, without, share, rules)
+    shown = DECIDING[0] if fraction is None else fraction
+    worst, hold = _worst(shown, n_tokens)
+    figures = f"VE is {_written(ve)} and {_written(without[shown])} without {worst}, which {hold} "
+    figures += f"{100 * (share[shown] or 0):.1f} % of the squared error"
+    if fraction is None:
+        return f"{figures}."
+    return f"{figures}: more than {rules.outlier_gain:g} gained, more than {100 * rules.outlier_share:g} % held."
+
+
+def _worst(fraction: float, n_tokens: int) -> tuple[str, str]:
+    """What the top fraction is and does: where n < 1 / f it is one token, which is more than the fraction says."""
+    if fraction * n_tokens < 1:
+        return f"the worst token of {n_tokens:,} ({100 / n_tokens:.2g} %)", "holds"
+    return f"the worst {100 * fraction:g} % of tokens", "hold"
 
 
 def _written(value: float | None) -> str:

@@ -20,18 +20,27 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def training_facts(sae: SAE[Any]) -> dict[str, Any]:
-    """What the metadata say of how the SAE was trained: `k`, `matryoshka_widths`, … as far as they do."""
+    """What the metadata say of how the SAE was trained: `k`, `matryoshka_widths`, … as far as they do.
+
+    Raises:
+        SAEError: a `k` that is no number, or `matryoshka_widths` that are no list of whole numbers.
+    """
     details = sae.cfg.metadata.training_architecture_details
     facts = dict(details) if isinstance(details, dict) else {}
     if "k" not in facts and getattr(sae.cfg, "k", None):
         facts["k"] = sae.cfg.k
+    k, widths = facts.get("k"), facts.get("matryoshka_widths")
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf):
+        raise SAEError(f"The SAE's metadata say k = {k!r}, which is no number of latents.")
+    if widths is not None and not (isinstance(widths, list | tuple) and all(type(w) is int for w in widths)):
+        raise SAEError(f"The SAE's metadata say matryoshka_widths = {widths!r}, which is no list of whole numbers.")
     return facts
 
 
 def matryoshka_widths(sae: SAE[Any]) -> list[int]:
     """Ascending widths, `d_sae` the last; empty for an SAE that is not nested."""
     widths = training_facts(sae).get("matryoshka_widths") or []
-    nested = sorted({int(w) for w in widths if 0 < int(w) < sae.cfg.d_sae})
+    nested = sorted({w for w in widths if 0 < w < sae.cfg.d_sae})
     return [*nested, sae.cfg.d_sae] if nested else []
 
 

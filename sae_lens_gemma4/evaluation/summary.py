@@ -17,6 +17,7 @@ from sae_lens_gemma4.evaluation.figures import (
     Sums,
     plain_figures,
     ratio,
+    top_count,
     top_sums,
     variance,
     variance_explained,
@@ -59,7 +60,7 @@ def point_figures(snapshot: Snapshot) -> dict[Key, float]:
     for fraction in snapshot.top_fractions:
         top = top_sums(largest, ones, total.of("n"), fraction)
         values["ve_without_top_norm", fraction] = float(variance_explained(total, top))
-        n_top = math.ceil(fraction * snapshot.n)
+        n_top = top_count(fraction, snapshot.n)
         for c in snapshot.norm_multiples:
             first = Sums(*(part[:n_top] for part in kept.sums))
             ordinary = (first.of("norm") <= c * snapshot.median_norm).double()[None]

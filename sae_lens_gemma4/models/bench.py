@@ -7,9 +7,7 @@ drift falls on all alike, and a ratio is the median over rounds of the bare time
 
 from __future__ import annotations
 
-import random
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 from sae_lens_gemma4.errors import ConfigError, ModelError
 from sae_lens_gemma4.models.bridge import Gemma4Bridge
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
+from sae_lens_gemma4.racing import race, ratio
 
 TARGETS = {"Gemma4ProxyLM": 0.97, "Gemma4Bridge": 0.90}
 """The least ratio that each class is to reach."""
@@ -68,7 +67,7 @@ def bench_models(
     if hidden < 64 or hidden % 64 or layers < 6 or tokens < 1 or rounds < 1:
         raise ConfigError("hidden must be a multiple of 64, layers at least 6, tokens and rounds at least 1.")
     last = layers - 2
-    models: dict[str, Any] = {attention: _model(hidden, layers, seed) for attention in ("sdpa", "eager")}
+    models: dict[str, Any] = {attention: random_model(hidden, layers, seed) for attention in ("sdpa", "eager")}
     try:
         for model in models.values():
             model.to(device)
@@ -88,7 +87,8 @@ def bench_models(
         ("Gemma4Bridge", "eager"): harvest(Gemma4Bridge.boot(models["eager"])),
         ("Gemma4Bridge", "sdpa"): harvest(Gemma4Bridge.boot(models["sdpa"], attn_implementation="sdpa")),
     }
-    times = _race(contestants, rounds, device, seed)
+    _check_alike(contestants)
+    times = race(contestants, rounds, device, seed)
     comparisons = [
         _compare(model_class, attention, times["bare", attention], spent)
         for (model_class, attention), spent in times.items()
@@ -116,42 +116,21 @@ def bare_harvest(model: Any, input_ids: torch.Tensor, layer: int) -> torch.Tenso
 
 
 @torch.no_grad()
-def _race(
-    contestants: dict[tuple[str, str], Callable[[], torch.Tensor]], rounds: int, device: str, seed: int
-) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each contestant, round by round, in an order drawn anew for every round."""
-    order, draw = list(contestants), random.Random(seed)
+def _check_alike(contestants: dict[tuple[str, str], Callable[[], torch.Tensor]]) -> None:
+    """Run each a few times; `ModelError` if a class does not give what a bare forward gives."""
     for _ in range(3):
-        outputs = {key: contestants[key]() for key in order}
+        outputs = {key: run() for key, run in contestants.items()}
     for (model_class, attention), output in outputs.items():
         if not torch.equal(output, outputs["bare", attention]):
             raise ModelError(f"{model_class} under {attention} attention does not give what a bare forward gives.")
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in order}
-    for _ in range(rounds):
-        draw.shuffle(order)
-        for key in order:
-            start = time.perf_counter()
-            contestants[key]()
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize()
-            times[key].append(time.perf_counter() - start)
-    return times
 
 
 def _compare(model_class: str, attention: str, bare: list[float], spent: list[float]) -> Comparison:
-    ratios = [b / s for b, s in zip(bare, spent, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    return Comparison(
-        model_class,
-        attention,
-        1e3 * statistics.median(bare),
-        1e3 * statistics.median(spent),
-        statistics.median(ratios),
-        (quartiles[0], quartiles[2]),
-    )
+    bare_ms, class_ms = (1e3 * statistics.median(times) for times in (bare, spent))
+    return Comparison(model_class, attention, bare_ms, class_ms, *ratio(bare, spent))
 
 
-def _model(hidden: int, layers: int, seed: int) -> Any:
+def random_model(hidden: int, layers: int, seed: int) -> Any:
     settings: dict[str, Any] = {
         "vocab_size": 2048,
         "vocab_size_per_layer_input": 2048,

@@ -33,6 +33,8 @@ PUBLIC_MODELS = tuple(
     f"google/gemma-4-{size}{tuned}" for size in ("E2B", "E4B", "12B", "26B-A4B", "31B") for tuned in ("", "-it")
 )
 _TOWERS = ("vision_config", "audio_config")
+_UNLOADABLE = (OSError, ValueError, TypeError, RuntimeError, ImportError, AssertionError, SafetensorError)
+"""What transformers, its hub client and torch raise where a model cannot be had as asked."""
 
 
 def load_model(
@@ -82,7 +84,10 @@ def load_for_sae_lens(
         from sae_lens.load_model import load_model as load_stock
 
         check_name("model class", model_class_name, (*MODEL_CLASSES, *STOCK_CLASSES))
-        stock = load_stock(model_class_name, model_name, device, model_from_pretrained_kwargs, hook_names)
+        try:
+            stock = load_stock(model_class_name, model_name, device, model_from_pretrained_kwargs, hook_names)
+        except _UNLOADABLE as e:
+            raise ModelError(_cannot_load(model_name, str(e) or type(e).__name__)) from e
         return cast(HookedModel, stock)
     model = load_model(model_name, model_class_name, device, **(model_from_pretrained_kwargs or {}))
     for name in hook_names or []:
@@ -214,7 +219,7 @@ def load_hf_model(
             model.to(device)
     except Gemma4SAEError:
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, AssertionError, SafetensorError) as e:
+    except _UNLOADABLE as e:
         raise ModelError(_cannot_load(name, str(e) or type(e).__name__)) from e
     if carried is not None and carried.residual_scale != 1.0:
         rescale_residual_(model, carried.residual_scale)

@@ -53,7 +53,7 @@ def left_out(metrics: Metrics, by: str) -> list[Row]:
 
     top, high = f"ve_without_top_{by}", "ve_without_high_norm"
     rows: list[Row] = [("all tokens", lambda m: m["ve"])]
-    rows += [row(f"{n.MINUS} top {n.top_percent(f)}", top, f) for f in n.ascending(metrics[top])]
+    rows += [row(f"{n.MINUS} top {n.top(f, metrics['n_tokens'])}", top, f) for f in n.ascending(metrics[top])]
     if by == "norm":
         rows += [row(f"{n.MINUS} over {n.times(c)}", high, c) for c in reversed(n.ascending(metrics[high]))]
     return rows

@@ -24,6 +24,7 @@ from sae_lens_gemma4.report.plotting import Figure
 from sae_lens_gemma4.report.quantities import DEAD, L0, SSE_OF_TOP, VE, VE_WITHOUT_TOP
 from sae_lens_gemma4.report.release_table import release_table
 from sae_lens_gemma4.report.tables import Table, headline, others
+from sae_lens_gemma4.report.visible import visible_name
 from sae_lens_gemma4.report.words import Evaluation, States
 
 SCHEMA = 2
@@ -155,11 +156,11 @@ def _group(title: str, model: str, id: str, rows: Sequence[Mapping[str, Any]]) -
 
 
 def named(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The rows, with the hook in the corpus's name where rows differ in it."""
-    hooks = [row["after"]["sae"]["hook_name"] for row in rows]
-    if len(set(hooks)) < 2:
-        return rows
-    return [{**row, "corpus": f"{row['corpus']} at {hook}"} for row, hook in zip(rows, hooks, strict=True)]
+    """The rows, with hook and SAEs in the corpus's name where it takes them to tell rows apart."""
+    corpora = [row["corpus"] for row in rows]
+    at_hooks = [f"{row['corpus']} at {row['after']['sae']['hook_name']}" for row in rows]
+    labels = words.told_apart(rows, corpora, at_hooks)
+    return [{**row, "corpus": label} for row, label in zip(rows, labels, strict=True)]
 
 
 def _rows(prefix: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -232,6 +233,9 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("sae_lens_gemma4.report"),
         autoescape=True,
+        finalize=lambda value: (
+            value if isinstance(value, Markup) or not isinstance(value, str) else visible_name(value)
+        ),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

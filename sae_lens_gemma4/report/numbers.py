@@ -64,6 +64,13 @@ def top_percent(fraction: str) -> str:
     return f"{100 * float(fraction):g}{NBSP}%"
 
 
+def top(fraction: str, n_tokens: int) -> str:
+    """The name of a top fraction of so many tokens; where it is less than one, also what it then is:
+    "0.1 % (1 token of 40)"."""
+    name = top_percent(fraction)
+    return name if float(fraction) * n_tokens >= 1 else f"{name} (1 token of {count(n_tokens)})"
+
+
 def times(factor: str) -> str:
     """The name of a multiple of the median, as it stands in a report's keys: "5" → "5×"."""
     return f"{float(factor):g}×"

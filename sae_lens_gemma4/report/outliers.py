@@ -1,14 +1,11 @@
 """The tokens with the largest squared error, each in its text, with every token's own error painted on it.
 
 Whether a handful of tokens or the whole text goes wrong, and at what, is seen at once. Depth of colour follows the
-normalised error; where colour does not reach, thickness of the underline and the number itself say the same. Token
-texts come from anywhere: what is invisible or would turn the text around is made visible here.
+normalised error; where colour does not reach, thickness of the underline and the number itself say the same.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,6 +13,7 @@ from typing import Any, NamedTuple
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.report import numbers as n
 from sae_lens_gemma4.report.tables import Table, outlier_shares
+from sae_lens_gemma4.report.visible import visible
 from sae_lens_gemma4.report.words import Evaluation, States, some_of
 
 LEVELS = (0.05, 0.15, 0.3, 0.6, 1.0)
@@ -72,7 +70,7 @@ def outliers(states: States) -> list[Outliers]:
 
 def _of(state: str, evaluation: Evaluation) -> Outliers:
     found, n_tokens = evaluation["outliers"], evaluation["metrics"]["n_tokens"]
-    top = f"top {n.top_percent(str(found['fraction']))}"
+    top = f"top {n.top(str(found['fraction']), n_tokens)}"
     tokens = [_token(i, token, n_tokens) for i, token in enumerate(found["tokens"])]
     return Outliers(
         title="Tokens with the largest squared error" + (f", {state}" if state in ("before", "after") else ""),
@@ -114,25 +112,3 @@ def _span(text: str, error: float | None, itself: bool) -> Span:
 def level(error: float) -> int:
     """How deep an error is painted, 0 to 5."""
     return sum(error >= bound for bound in LEVELS)
-
-
-def visible(text: str) -> str:
-    """A token's text with nothing in it that cannot be seen: ↵ for a line break, · for a blank on its own."""
-    if not text:
-        return "∅"
-    if not text.strip():
-        text = text.replace(" ", "·")
-    shown = re.sub(r"\r\n|[^ ]", lambda found: _seen(found[0], alone=text in _JOINERS), text, flags=re.DOTALL)
-    return f"◌{shown}" if unicodedata.category(shown[0]).startswith("M") else shown
-
-
-_SEEN = {"\r\n": "↵", "\n": "↵", "\r": "↵", "\t": "⇥"}
-_JOINERS = "\u200c\u200d"
-"""Invisible, but what they stand between is not the same without them."""
-
-
-def _seen(character: str, alone: bool) -> str:
-    if character in _SEEN:
-        return _SEEN[character]
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
-    return f"⟨{ord(character):04X}⟩" if hidden and (alone or character not in _JOINERS) else character

@@ -46,22 +46,26 @@ VE = Quantity("VE", ("ve",), n.ve)
 L0 = Quantity("L0", ("l0",), n.per_token)
 DEAD = Quantity("Dead latents", ("dead",), n.count)
 
-HEADLINE: Groups = [
-    (
-        "",
-        [
-            Quantity("Tokens", ("n_tokens",), n.count),
-            VE,
-            VE_WITHOUT_TOP,
-            Quantity(f"VE without top {n.top_percent('0.01')}", ("ve_without_top_sse", "0.01"), n.ve),
-            SSE_OF_TOP,
-            Quantity("NMSE", ("nmse",), n.real),
-            Quantity("Cosine similarity", ("cosine",), n.fixed3),
-            L0,
-            DEAD,
-        ],
-    )
-]
+
+def main_metrics(metrics: Mapping[str, Any]) -> Groups:
+    """The figures of "metrics" that are read first."""
+    small, large = (n.top(fraction, metrics["n_tokens"]) for fraction in ("0.001", "0.01"))
+    return [
+        (
+            "",
+            [
+                Quantity("Tokens", ("n_tokens",), n.count),
+                VE,
+                VE_WITHOUT_TOP._replace(name=f"VE without top {small}"),
+                Quantity(f"VE without top {large}", ("ve_without_top_sse", "0.01"), n.ve),
+                SSE_OF_TOP._replace(name=f"SSE held by top {small}"),
+                Quantity("NMSE", ("nmse",), n.real),
+                Quantity("Cosine similarity", ("cosine",), n.fixed3),
+                L0,
+                DEAD,
+            ],
+        )
+    ]
 
 
 def all_metrics(metrics: Mapping[str, Any]) -> Groups:
@@ -69,6 +73,9 @@ def all_metrics(metrics: Mapping[str, Any]) -> Groups:
 
     def family(name: str, key: str, called: Callable[[str], str], write: Callable[[Any], str]) -> list[Quantity]:
         return [Quantity(name.format(called(k)), (key, k), write) for k in n.ascending(metrics[key])]
+
+    def top(fraction: str) -> str:
+        return n.top(fraction, metrics["n_tokens"])
 
     return [
         (
@@ -82,12 +89,12 @@ def all_metrics(metrics: Mapping[str, Any]) -> Groups:
         (
             "Variance explained, tokens left out",
             [
-                *family("without top {} by SSE", "ve_without_top_sse", n.top_percent, n.ve),
-                *family("without top {} by norm", "ve_without_top_norm", n.top_percent, n.ve),
+                *family("without top {} by SSE", "ve_without_top_sse", top, n.ve),
+                *family("without top {} by norm", "ve_without_top_norm", top, n.ve),
                 *family("without norms over {} the median", "ve_without_high_norm", n.times, n.ve),
                 *(
                     Quantity(
-                        f"without norms over {n.times(c)} the median and top {n.top_percent(f)} by SSE",
+                        f"without norms over {n.times(c)} the median and top {top(f)} by SSE",
                         ("ve_without_both", c, f),
                         n.ve,
                     )
@@ -99,7 +106,7 @@ def all_metrics(metrics: Mapping[str, Any]) -> Groups:
         (
             "Where the squared error is",
             [
-                *family("SSE held by top {}", "sse_share", n.top_percent, n.percent),
+                *family("SSE held by top {}", "sse_share", top, n.percent),
                 *family("Tokens with norms over {} the median", "high_norm_share", n.times, n.percent),
                 *family("SSE held by norms over {} the median", "high_norm_sse_share", n.times, n.percent),
             ],

@@ -11,30 +11,39 @@ from typing import Any
 
 from sae_lens_gemma4.models.hook_names import layer_of
 from sae_lens_gemma4.report import numbers as n
+from sae_lens_gemma4.report.visible import visible_name
+from sae_lens_gemma4.report.words import told_apart
 
 
 def release_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The rows of a comparison's JSON as cells, the headings first."""
+    """The rows of a comparison's JSON as cells, the headings first; a line for each pair of SAEs."""
     corpora = list(dict.fromkeys(row["corpus"] for row in rows))
-    sites = list(dict.fromkeys(row["after"]["sae"]["hook_name"] for row in rows))
-    cells = {(row["after"]["sae"]["hook_name"], row["corpus"]): row for row in rows}
+    cells = {(*_pair(row), row["corpus"]): row for row in rows}
+    pairs = {_pair(row): row for row in rows}
+    hooks = [row["after"]["sae"]["hook_name"] for row in pairs.values()]
+    labels = told_apart(list(pairs.values()), list(map(_layer, hooks)), hooks)
     table = [["layer", *(f"before: {c} VE" for c in corpora), *(f"after: {c} VE (L0)" for c in corpora)]]
-    for site in sites:
-        measured = [cells.get((site, corpus)) for corpus in corpora]
+    for pair, label in zip(pairs, labels, strict=True):
+        measured = [cells.get((*pair, corpus)) for corpus in corpora]
         table.append(
             [
-                _layer(site),
+                label,
                 *(_ve(row["before"]) if row else "–" for row in measured),
                 *(_ve_l0(row["after"]) if row else "–" for row in measured),
             ]
         )
-    return table
+    return [[visible_name(cell) for cell in line] for line in table]
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
     """The table in Markdown, as model cards are written."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
     return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]]) + "\n"
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    before, after = row["before"]["sae"], row["after"]["sae"]
+    return after["hook_name"], before["hash"], after["hash"]
 
 
 def _layer(hook_name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sae_lens_gemma4.report import numbers as n
-from sae_lens_gemma4.report.quantities import DOWNSTREAM, HEADLINE, UNSTATED, Groups, Quantity, all_metrics
+from sae_lens_gemma4.report.quantities import DOWNSTREAM, UNSTATED, Groups, Quantity, all_metrics, main_metrics
 from sae_lens_gemma4.report.words import (
     CORRECTIONS,
     Evaluation,
@@ -70,7 +70,8 @@ class Column(NamedTuple):
 def headline(states: States, differences: Any = None) -> Table:
     """The figures that are read first, each with its interval, and the differences of two evaluations."""
     caption = interval_caption(states, differences)
-    return _of_quantities("Main figures", caption, _metric_columns(states), HEADLINE, differences, short=True)
+    metrics = main_metrics(states[0][1]["metrics"])
+    return _of_quantities("Main figures", caption, _metric_columns(states), metrics, differences, short=True)
 
 
 def others(states: States) -> list[Table]:
@@ -104,19 +105,13 @@ def _of_quantities(
     short: bool = False,
 ) -> Table:
     heads = [Head("Metric"), *(c.head for c in columns), *([Head("difference")] if differences is not None else [])]
-    rows = [
-        (
-            heading,
-            [
-                (
-                    q.name,
-                    [_cell(q, c) for c in columns] + ([_difference(q, differences)] if differences is not None else []),
-                )
-                for q in quantities
-            ],
-        )
-        for heading, quantities in groups
-    ]
+    intervals = any(column.intervals for column in columns)
+
+    def cells(quantity: Quantity) -> list[Cell]:
+        difference = [] if differences is None else [_difference(quantity, differences, intervals)]
+        return [*(_cell(quantity, column) for column in columns), *difference]
+
+    rows = [(heading, [(q.name, cells(q)) for q in quantities]) for heading, quantities in groups]
     return Table(title, caption, heads, rows, stacks=len(heads) > 2, short=short)
 
 
@@ -126,7 +121,7 @@ def _cell(quantity: Quantity, column: Column) -> Cell:
     return [Value(quantity.write(quantity.value(column.figures)), written, column.head.state)]
 
 
-def _difference(quantity: Quantity, differences: Any) -> Cell:
+def _difference(quantity: Quantity, differences: Any, intervals: bool) -> Cell:
     difference = quantity.beside(differences)
     if difference is UNSTATED:
         return [Value("–")]
@@ -136,7 +131,7 @@ def _difference(quantity: Quantity, differences: Any) -> Cell:
     def write(value: float | None) -> str:
         return n.signed(value, quantity.write)
 
-    return [Value(write(difference["value"]), n.interval(difference["interval"], write))]
+    return [Value(write(difference["value"]), n.interval(difference["interval"], write) if intervals else "")]
 
 
 Rows = Sequence[tuple[str, Mapping[str, Mapping[str, Any] | None]]]

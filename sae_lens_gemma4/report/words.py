@@ -46,6 +46,16 @@ def sae_name(sae: Mapping[str, Any]) -> str:
     return str(sae["sae_id"] or sae["path"] or "SAE without a name")
 
 
+def told_apart(rows: Sequence[Mapping[str, Any]], *known: Sequence[str]) -> list[str]:
+    """A label for each row of a comparison: the first of `known` that tells all apart, else the last of them with the
+    names of the SAEs, else with their hashes."""
+    saes = [(row["before"]["sae"], row["after"]["sae"]) for row in rows]
+    after = [f"{label}, {sae_name(sae)}" for label, (_, sae) in zip(known[-1], saes, strict=True)]
+    both = [f"{label} against {sae_name(sae)}" for label, (sae, _) in zip(after, saes, strict=True)]
+    hashes = [f"{label} ({old['hash']}, {new['hash']})" for label, (old, new) in zip(both, saes, strict=True)]
+    return next((list(x) for x in (*known, after, both) if len(set(x)) == len(x)), hashes)
+
+
 def stated(value: object, yes: str = "yes", no: str = "no") -> str:
     """A setting as text: yes, no, the value, or that nobody states it."""
     if isinstance(value, bool):
@@ -84,8 +94,22 @@ def shift_sentences(shift: Mapping[str, Any]) -> list[str]:
     training = shift["training"]
     return [
         *(row_sentence(row) for row in shift["rows"]),
+        *calibration_sentence(training.get("calibration")),
         f"Training took {n.count(training['tokens'])} tokens and {n.duration(training['seconds'])}.",
         reload_sentence(shift["reload"]),
+    ]
+
+
+def calibration_sentence(calibration: Mapping[str, Any] | None) -> list[str]:
+    """What fitting the SAE to the activations did before its first step, if it was done."""
+    if not calibration or not calibration["parts"]:
+        return []
+    first, *parts, last = calibration["parts"]
+    kept = ", ".join(part["name"] for part in parts if part["kept"]) or "nothing"
+    return [
+        f"Calibration, before the first step and on {n.count(calibration['tokens'])} tokens of training text, took "
+        f"variance explained from {n.ve(first['ve'])} to {n.ve(last['ve'])} and L0 from {n.per_token(first['l0'])} to "
+        f"{n.per_token(last['l0'])}; kept: {kept}."
     ]
 
 
@@ -124,7 +148,7 @@ def interval_caption(states: States, differences: Any = None) -> str:
         of = known[0][1]
         said.append(
             f"In brackets, {n.top_percent(str(of['level']))} intervals over {n.count(of['resamples'])} resamples of "
-            f"{n.count(of['documents'])} documents."
+            f"{_drawn(of['documents'], of['groups'])}."
         )
         shares = n.both([(state, n.percent(intervals["verdict_share"])) for state, intervals in known])
         said.append(f"Share of them with the same verdict: {shares}.")
@@ -133,11 +157,17 @@ def interval_caption(states: States, differences: Any = None) -> str:
     return " ".join(said)
 
 
+def _drawn(documents: int, groups: int) -> str:
+    """ "11 documents", "5,000 documents in 1,024 groups"."""
+    return f"{n.count(documents)} documents" + ("" if groups == documents else f" in {n.count(groups)} groups")
+
+
 def robust_caption(states: States) -> str:
     last = n.ascending(states[0][1]["metrics"]["ve_without_top_sse"])[-1]
     whole = _each(states, lambda e: n.ve(e["metrics"]["ve"]))
     rest = _each(states, lambda e: n.ve(e["metrics"]["ve_without_top_sse"][last]))
-    return f"VE on all tokens: {whole}; without the top {n.top_percent(last)} by SSE: {rest}. The axis is log-like."
+    top = n.top(last, states[0][1]["metrics"]["n_tokens"])
+    return f"VE on all tokens: {whole}; without the top {top} by SSE: {rest}. The axis is log-like."
 
 
 def norm_caption(states: States) -> str:
@@ -153,7 +183,7 @@ def norm_caption(states: States) -> str:
 
 def concentration_caption(states: States) -> str:
     last = n.ascending(states[0][1]["metrics"]["sse_share"])[-1]
-    top = n.top_percent(last)
+    top = n.top(last, states[0][1]["metrics"]["n_tokens"])
     shares = _each(states, lambda e: n.percent(e["metrics"]["sse_share"][last]))
     return f"The {top} of tokens with the largest squared error hold {shares}; dotted: error spread evenly."
 
@@ -162,10 +192,10 @@ def scatter_caption(evaluation: Evaluation) -> str:
     points = evaluation["curves"]["norm_against_sse"]
     top = [p for p in points if p[2]]
     drawn = sum(bool(p[0] and p[1]) for p in points)
-    worst = evaluation["outliers"]
+    worst, n_tokens = evaluation["outliers"], evaluation["metrics"]["n_tokens"]
     caption = (
         f"Diamonds: {some_of(len(top), worst['count'])} tokens that are the top "
-        f"{n.top_percent(str(worst['fraction']))} by squared error; dots: {n.count(len(points) - len(top))} others, "
+        f"{n.top(str(worst['fraction']), n_tokens)} by squared error; dots: {n.count(len(points) - len(top))} others, "
         "drawn at random."
     )
     if norms := sorted(p[0] for p in top if p[0] is not None):

@@ -1,14 +1,19 @@
 """A run as data: what a recipe file may say, checked before anything is loaded.
 
-Recipes are YAML with the same names as these dataclasses. A key that does not exist is answered with the
-nearest that does; a value of the wrong kind is named with its place in the file.
+Recipes are YAML with the same names as these dataclasses. A key that does not exist is answered with the nearest
+that does; a value of the wrong kind is named with its place in the file.
+
+One run trains one SAE or several, of one model on one stream of activations. What belongs to an SAE (`warm_start`,
+`sae`, `calibration`, `training`, `gate`) stands once for all; an entry of `saes` says what differs in that one.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -16,25 +21,62 @@ from sae_lens.constants import DTYPE_MAP
 
 from sae_lens_gemma4.activations.sources import Source
 from sae_lens_gemma4.errors import ConfigError, check_name
-from sae_lens_gemma4.mapping import from_yaml
+from sae_lens_gemma4.mapping import from_mapping, from_yaml
+from sae_lens_gemma4.training.calibration import Calibration
+from sae_lens_gemma4.training.phases import Gate, Training, positive
+from sae_lens_gemma4.training.saving import OF_A_RUN
+
+_LAYER = "{layer}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """The SAE to start from: a release and an id, or the path of a folder in sae_lens's form.
+    """The SAE to start from: a release and an id, or the path of a folder or file of any form that can be read.
 
-    `architecture` and `settings` override what its metadata says of its training (`k`, `matryoshka_widths`, …).
+    `absorb_thresholds` takes thresholds that differ between latents into the weights, where the architecture has one
+    threshold for all (`training_form`).
     """
 
     release: str | None = None
     sae_id: str | None = None
     path: str | None = None
-    architecture: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    absorb_thresholds: bool = False
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.release is None) or (self.release is not None and self.sae_id is None):
             raise ConfigError("A warm start needs either `release` and `sae_id`, or `path`.")
+        if self.path is not None and self.sae_id is not None:
+            raise ConfigError("`sae_id` goes with `release`; a `path` is that of one SAE.")
+
+    @property
+    def source(self) -> dict[str, str | None]:
+        return {"release": self.release, "sae_id": self.sae_id, "path": self.path}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEForm:
+    """What the SAE is. With a warm start all of it is the base SAE's, unless said otherwise.
+
+    Attributes:
+        hook_name: where it reads; `{layer}` stands for the layer of an entry of `saes`.
+        architecture: of sae_lens's training SAEs that this package can continue.
+        d_sae: latents; for a new SAE only.
+        settings: fields of the architecture's config (`k`, `matryoshka_widths`, …).
+        k_aux: dead latents that the auxiliary loss uses a token; half of d_in if None, as in sae_lens.
+        dtype: of the weights; the base SAE's, or float32.
+    """
+
+    hook_name: str | None = None
+    architecture: str | None = None
+    d_sae: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    k_aux: int | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        positive(self, "sae", "d_sae", "k_aux")
+        if self.dtype is not None:
+            check_name("dtype", self.dtype, DTYPE_MAP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +85,6 @@ class Model:
 
     name: str
     class_name: str = "Gemma4ProxyLM"
-    hook_name: str | None = None  # the base SAE's own by default
     device: str = "cpu"
     dtype: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -59,74 +100,181 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Training text, held-out text and the context both are packed to. Held-out text must not be in training.
+    """Training text, held-out text and the context both are put into. Held-out text must not be in training.
 
-    With `isolate_documents`, documents packed into one block do not see each other.
+    Attributes:
+        bos: open every block and every document with BOS, if the tokenizer has one.
+        packed: documents end to end; else whole documents, each in blocks of its own.
+        isolate_documents: documents packed into one block do not see each other.
+        shard_blocks: read the training text so many blocks at a time, over and over, instead of holding all of it.
+            `tokens` of a source are then its share of the mixture and no limit; all sources say them or none.
+        cache: a folder in which the tokens of the training text are kept for the next run.
     """
 
     train: list[Source]
     heldout: list[Source]
     context_size: int = 1024
     exclude_special_tokens: bool = True
+    bos: bool = True
+    packed: bool = True
     isolate_documents: bool = False
+    shard_blocks: int | None = None
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "heldout"):
+            if not getattr(self, name):
+                raise ConfigError(f"data.{name} must name at least one source.")
+        positive(self, "data", "shard_blocks")
+        if self.context_size < 2:
+            raise ConfigError(f"data.context_size must be at least 2 (BOS and one token), not {self.context_size}.")
+        if self.shard_blocks is not None and self.cache is not None:
+            raise ConfigError("data.cache keeps a text that is held whole; with data.shard_blocks none is.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How long and how fast. The defaults are those of the public run in which this was first done.
+class Activations:
+    """How activations are made and mixed, the same for all SAEs of a run.
 
     Attributes:
-        tokens: tokens to see in all, epochs included.
         batch_size: tokens a step.
-        lr, lr_end, warm_up_steps: Adam's rate, its end after cosine decay (lr / 10 if None), linear warm-up.
-        dead_after_steps: steps without firing after which a latent gets the auxiliary loss.
-        buffer_blocks: blocks whose activations are mixed before they are served.
+        buffer_blocks: blocks whose tokens are mixed with each other.
         batch_blocks: blocks a forward pass.
-        log_every: steps between rows of the history.
+        dtype: of batches and of the cache. Chunks are held in the model's, and SAEs are trained in their own.
+        cache: a folder in which the activations of the whole training text are kept, for epochs and later runs.
+        max_skipped: share of tokens whose activations may be no numbers; these are left out and counted.
     """
 
-    tokens: int
     batch_size: int = 4096
-    lr: float = 1e-4
-    lr_end: float | None = None
-    warm_up_steps: int = 0
-    dead_after_steps: int = 1000
     buffer_blocks: int = 64
     batch_blocks: int = 16
-    log_every: int = 20
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    cache: str | None = None
+    max_skipped: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "dead_after_steps", "buffer_blocks", "batch_blocks", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} must be at least 1, not {getattr(self, name)}.")
-        if self.lr <= 0:
-            raise ConfigError(f"training.lr must be positive, not {self.lr}.")
-        if self.tokens < self.batch_size:
-            raise ConfigError(f"training.tokens ({self.tokens}) is less than one batch ({self.batch_size}).")
-        if self.lr_end is not None and self.lr_end < 0:
-            raise ConfigError(f"training.lr_end must not be negative, as {self.lr_end} is.")
-        if not 0 <= self.warm_up_steps < self.steps:
-            raise ConfigError(f"training.warm_up_steps ({self.warm_up_steps}) leaves none of {self.steps} steps.")
+        positive(self, "activations", "batch_size", "buffer_blocks", "batch_blocks")
+        if not 0 <= self.max_skipped < 1:
+            raise ConfigError(f"activations.max_skipped must lie in 0..1, not {self.max_skipped}.")
 
-    @property
-    def steps(self) -> int:
-        return self.tokens // self.batch_size
+
+@dataclass(frozen=True, kw_only=True)
+class Monitoring:
+    """What is written down while a run goes on. `log.jsonl` always is.
+
+    Attributes:
+        log_every: steps between rows of the training stream's figures.
+        evaluate_every: steps between evaluations on held-out text; None for the end alone.
+        evaluate_tokens: of each held-out corpus, its first so many, for these; None for all.
+        checkpoint_every: steps between checkpoints, from which a killed run goes on.
+        downstream_tokens: tokens of each held-out corpus on which the finished SAE's effect on the model's predictions
+            is measured; None for all.
+        loggers: where rows go besides.
+        wandb_project: needed for wandb.
+    """
+
+    log_every: int = 20
+    evaluate_every: int | None = None
+    evaluate_tokens: int | None = None
+    checkpoint_every: int = 500
+    downstream_tokens: int | None = 0
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        positive(self, "monitoring", "log_every", "evaluate_every", "evaluate_tokens", "checkpoint_every")
+        if ("wandb" in self.loggers) != (self.wandb_project is not None):
+            raise ConfigError("monitoring.wandb_project goes with the logger wandb, and wandb with a project.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAERun:
+    """One SAE of a run, everything said."""
+
+    name: str
+    layer: int | None
+    warm_start: WarmStart | None
+    sae: SAEForm
+    calibration: Calibration | None
+    training: Training
+    gate: Gate | None
+
+
+_OF_AN_SAE = tuple(f.name for f in fields(SAERun) if f.name not in ("name", "layer"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContinueTrainingConfig:
-    """A whole run: from which SAE, on which model, on which text, how, and where to. A recipe is this as YAML."""
+    """A whole run: which SAEs, on which model, on which text, how, and where to. A recipe is this as YAML.
 
-    warm_start: WarmStart
+    Attributes:
+        output: folder of the run; each SAE gets a folder of its own in it.
+        warm_start: the SAE to start from; without one the SAE is new.
+        calibration: fits an SAE to the activations before its first step; None for not.
+        gate: what must hold before an SAE may be published.
+        saes: entries with a `layer`, a `name`, or both, and what of `warm_start`, `sae`, `calibration`, `training` and
+            `gate` differs in that SAE. One SAE, as the rest says, where there are none.
+    """
+
     model: Model
     data: Data
     training: Training
     output: str
+    warm_start: WarmStart | None = None
+    sae: SAEForm = SAEForm()
+    calibration: Calibration | None = field(default_factory=Calibration)
+    gate: Gate | None = None
+    activations: Activations = Activations()
+    monitoring: Monitoring = Monitoring()
+    saes: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must lie in 0..2**63 - 1, not {self.seed}.")
+        if self.activations.cache is not None and self.data.shard_blocks is not None:
+            raise ConfigError("activations.cache keeps a text that is held whole; with data.shard_blocks none is.")
+        for part, cache in (("activations", self.activations.cache), ("data", self.data.cache)):
+            if cache is not None and Path(cache).resolve().is_relative_to(Path(self.output).resolve()):
+                raise ConfigError(f"{part}.cache lies in the output, which a new run clears; keep it elsewhere.")
+        if self.monitoring.evaluate_every is None and any(run.training.needs_best for run in self.runs()):
+            raise ConfigError("A phase that starts from the best state needs monitoring.evaluate_every: which is best?")
+        names = [run.name for run in self.runs()]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"Two SAEs of a run have one name: {', '.join(names)}.")
+
+    def runs(self) -> list[SAERun]:
+        """Each SAE of the run with what it takes from the whole.
+
+        Raises:
+            ConfigError, UnknownNameError: an entry of `saes` that cannot be read, with its place.
+        """
+        return [self._run(entry, f"saes[{i}]") for i, entry in enumerate(self.saes or [{}])]
+
+    def _run(self, entry: Mapping[str, Any], where: str) -> SAERun:
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{where} must be a mapping such as {{layer: 21}}, not {entry!r}.")
+        for key in entry:
+            check_name(f"key in {where}", key, ("layer", "name", *_OF_AN_SAE))
+        layer = entry.get("layer")
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
+            raise ConfigError(f"{where}.layer must be the number of a layer, not {layer!r}.")
+        name = entry.get("name", "sae" if layer is None else f"layer_{layer}")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise ConfigError(f"{where}.name becomes a folder: letters, digits, '.', '_' and '-' only, not {name!r}.")
+        if name in OF_A_RUN:
+            raise ConfigError(f"{where}.name {name!r} is that of one of the run's own files.")
+        whole = {key: None if (part := getattr(self, key)) is None else asdict(part) for key in _OF_AN_SAE}
+        own = {key: value for key, value in entry.items() if key in _OF_AN_SAE}
+        merged = _at_layer(_over(whole, own), layer, where)
+        run = from_mapping(SAERun, merged | {"name": name, "layer": layer}, where)
+        if run.warm_start is None and (missing := [n for n in ("architecture", "d_sae") if not getattr(run.sae, n)]):
+            raise ConfigError(f"A new SAE needs sae.{' and sae.'.join(missing)}; or a warm_start.")
+        if run.warm_start is None and run.sae.hook_name is None:
+            raise ConfigError("A new SAE needs sae.hook_name.")
+        if run.warm_start is not None and run.sae.d_sae is not None:
+            raise ConfigError("sae.d_sae is for new SAEs; one that is continued has its own.")
+        return run
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ContinueTrainingConfig:
@@ -147,3 +295,23 @@ class ContinueTrainingConfig:
             return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         except yaml.YAMLError as e:
             raise ConfigError(f"The configuration cannot be kept as a recipe: {' '.join(map(str, e.args))}.") from e
+
+
+def _over(below: Any, above: Any) -> Any:
+    """`above` laid over `below`, mapping by mapping."""
+    if isinstance(below, Mapping) and isinstance(above, Mapping):
+        return {**below, **{key: _over(below.get(key), value) for key, value in above.items()}}
+    return above
+
+
+def _at_layer(value: Any, layer: int | None, where: str) -> Any:
+    """`value` with the layer's number in the place of `{layer}` in every text."""
+    if isinstance(value, Mapping):
+        return {key: _at_layer(v, layer, where) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_at_layer(v, layer, where) for v in value]
+    if isinstance(value, str) and _LAYER in value:
+        if layer is None:
+            raise ConfigError(f"{where}.layer is missing: {value!r} needs it.")
+        return value.replace(_LAYER, str(layer))
+    return value

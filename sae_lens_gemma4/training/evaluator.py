@@ -59,13 +59,19 @@ class HeldOutEvaluator:
         for name, corpus in self.corpora.items():
             result = evaluate_sae(saved, self.model, corpus, hook_name=self.hook_name, **self.settings)
             self.latest[name] = result
-            figures = {key: getattr(result.metrics, key) for key in LOGGED}
-            figures |= {
-                "ve_without_top_sse_0.001": result.metrics.ve_without_top_sse.get(0.001),
-                "sse_share_0.001": result.metrics.sse_share.get(0.001),
-            }
-            logged |= {f"heldout/{name}/{key}": value for key, value in figures.items() if value is not None}
+            logged |= {f"heldout/{name}/{key}": value for key, value in figures(result).items() if value is not None}
         return logged
+
+
+def figures(result: SAEEvaluation) -> dict[str, float | None]:
+    """The few figures of a result that are worth a line in a log."""
+    metrics = result.metrics
+    robust = {
+        "ve_without_top_sse_0.001": metrics.ve_without_top_sse.get(0.001),
+        "sse_share_0.001": metrics.sse_share.get(0.001),
+    }
+    named = {key: getattr(metrics, key) for key in LOGGED} | robust
+    return {key: None if value is None else float(value) for key, value in named.items()}
 
 
 def as_saved(sae: TrainingSAE[Any], activation_scaler: ActivationScaler) -> SAE[Any]:

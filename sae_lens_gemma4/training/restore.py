@@ -9,31 +9,39 @@ goes back where it came from, in float64, and what cannot be carried over exactl
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 from sae_lens import SAE, SAEConfig, TrainingSAE
+from sae_lens.constants import DTYPE_MAP, SAE_CFG_FILENAME
 from sae_lens.loading import pretrained_saes_directory
 from sae_lens.registry import get_sae_class, get_sae_training_class
-from sae_lens.util import str_to_dtype
 
 from sae_lens_gemma4.catalogue.converter import converter
 from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import Gemma4SAEError, SAEError, UnknownNameError, check_name, nearest
-from sae_lens_gemma4.mapping import typed
+from sae_lens_gemma4.training.forms import (
+    FORMS,
+    OF_THE_WEIGHTS,
+    checked_settings,
+    setting_names,
+    settle_threshold,
+    training_config,
+    with_k_aux,
+)
+from sae_lens_gemma4.training.saving import write_folder
 
 T = TypeVar("T", bound=SAE[Any])
-_SAVED_AS = {"matryoshka_batchtopk": "jumprelu", "batchtopk": "jumprelu", "topk": "topk"}
-_MUST_BE_STATED = ("k", "rescale_acts_by_decoder_norm", "matryoshka_widths")
-_FACTS = {
-    "d_in", "d_sae", "dtype", "device", "metadata", "apply_b_dec_to_input", "normalize_activations",
-    "reshape_activations", "decoder_init_norm",
-}  # fmt: skip
-"""Fields of a config that are the weights' own, and no settings."""
+_SAVED_AS = {"matryoshka_batchtopk": "jumprelu", "batchtopk": "jumprelu", "topk": "topk", "jumprelu": "jumprelu"}
+_RESCALE = "rescale_acts_by_decoder_norm"
+_MUST_BE_STATED = (
+    "k", _RESCALE, "matryoshka_widths", "l0_coefficient", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode",
+)  # fmt: skip
 _UNIFORM = 1e-6  # relative spread of per-latent thresholds that one number may stand for
 _UNIT = 1e-2  # how far from 1 the norms of folded decoder rows may be, bf16 included
 
@@ -51,6 +59,8 @@ def load_sae(
     name, path = str(release_or_path), Path(release_or_path)
     if sae_id is None and path.exists():
         with _readable(str(path)):
+            if _in_training_form(path):
+                return inference_form(TrainingSAE.load_from_disk(path, device=device, dtype=dtype))
             return SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter())
     directory = pretrained_saes_directory.get_pretrained_saes_directory()
     if name in directory:
@@ -63,6 +73,16 @@ def load_sae(
     assert sae_id is not None
     with _readable(f"{sae_id} of {directory[name].repo_id if name in directory else name}"):
         return SAE.from_pretrained(name, sae_id, device=device, dtype=dtype)
+
+
+def _in_training_form(path: Path) -> bool:
+    """Whether this is a folder of `write_training_folder`, or a checkpoint of stock's, that has another saved form."""
+    try:
+        config = json.loads((path / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    return architecture in _SAVED_AS and _SAVED_AS[architecture] != architecture
 
 
 @contextmanager
@@ -84,16 +104,23 @@ def restore_training_sae(
     architecture: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    **overrides: Any,
+    **settings: Any,
 ) -> TrainingSAE[Any]:
     """A trainable SAE from a published one. Source and errors as `load_sae`, the rest as `training_form`."""
-    sae = load_sae(release_or_path, sae_id, device=device)
-    return training_form(sae, architecture=architecture, dtype=dtype, **overrides)
+    check_name("dtype", dtype, DTYPE_MAP)
+    sae = load_sae(release_or_path, sae_id, device=device, dtype="float64" if "64" in dtype else "float32")
+    return training_form(sae, architecture=architecture, dtype=dtype, **settings)
 
 
 @torch.no_grad()
 def training_form(
-    sae: SAE[Any], *, architecture: str | None = None, dtype: str | None = None, **overrides: Any
+    sae: SAE[Any],
+    *,
+    architecture: str | None = None,
+    dtype: str | None = None,
+    k_aux: int | None = None,
+    absorb_thresholds: bool = False,
+    **overrides: Any,
 ) -> TrainingSAE[Any]:
     """The training SAE that computes what `sae` computes.
 
@@ -103,70 +130,121 @@ def training_form(
     Args:
         architecture: how to train it, if its metadata does not say or says otherwise.
         dtype: of the weights; the SAE's own if None.
+        k_aux: dead latents that the auxiliary loss uses a token; d_in / 2 if None.
+        absorb_thresholds: where the architecture has one threshold for all and these differ, take them into the
+            weights. The function stays the same; activations are scaled by c/θ (c the mean threshold), so a batch's
+            top-k chooses by activation over threshold, not by activation, and `rescale_acts_by_decoder_norm` is off.
         overrides: settings of that architecture's training (`k`, `matryoshka_widths`, …). One that neither the SAE
             nor the caller states is asked for, never filled with a default.
 
     Raises:
         SAEError: the architecture cannot be restored from this SAE, a setting is missing or cannot be used, or
             thresholds differ between latents, which the one threshold of a batch top-k SAE cannot carry.
-        UnknownNameError: an override that is no setting of the architecture.
+        UnknownNameError: an override that is no setting of the architecture, or a dtype.
         ConfigError: an override of the wrong type.
     """
-    metadata = sae.cfg.metadata
-    architecture = architecture or metadata.training_architecture
-    if architecture is None:
-        raise SAEError(f"The SAE does not say how it was trained; pass architecture=, one of {', '.join(_SAVED_AS)}.")
-    check_name("restorable architecture", architecture, _SAVED_AS)
-    if sae.cfg.architecture() != _SAVED_AS[architecture]:
-        published = _SAVED_AS[architecture]
-        raise SAEError(f"A {architecture} SAE is restored from a {published} SAE, not a {sae.cfg.architecture()} one.")
+    architecture = _architecture(sae, architecture)
     if sae.cfg.normalize_activations != "none":
         raise SAEError(f"The SAE normalises activations ({sae.cfg.normalize_activations}); that is not trained here.")
-    training_class, config_class = get_sae_training_class(architecture)
-    hints = get_type_hints(config_class)
-    for key, value in overrides.items():
-        check_name(f"setting of {architecture}", key, hints.keys() - _FACTS)
-        overrides[key] = typed(hints[key], copy.deepcopy(value), f"setting {key} of {architecture}")
-    stated = {f.name: getattr(sae.cfg, f.name) for f in fields(sae.cfg) if f.name in hints}
-    stated |= {k: v for k, v in (metadata.training_architecture_details or {}).items() if k in hints}
-    settings = stated | {"metadata": copy.deepcopy(metadata)} | overrides
-    missing = [name for name in _MUST_BE_STATED if name in hints and name not in settings]
+    known = setting_names(architecture) - OF_THE_WEIGHTS
+    overrides = checked_settings(architecture, overrides, known)
+    details = sae.cfg.metadata.training_architecture_details or {}
+    stated = {f.name: getattr(sae.cfg, f.name) for f in fields(sae.cfg)} | details
+    config_fields = {f.name for f in fields(get_sae_training_class(architecture)[1])}
+    settings = {key: copy.deepcopy(value) for key, value in stated.items() if key in config_fields} | overrides
+    state = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    if architecture == "jumprelu":
+        state["threshold"] = state["threshold"].float().clamp(min=0)  # here the threshold alone does what ReLU does
+    elif "threshold" in state:
+        if absorb_thresholds and not _uniform(state["threshold"]):
+            _absorb_thresholds(state, overrides)
+            settings[_RESCALE] = False
+        state["topk_threshold"] = _one_threshold(state.pop("threshold"))
+    missing = [name for name in _MUST_BE_STATED if name in known and name not in settings]
     if missing:
         raise SAEError(f"Neither the SAE nor the caller states {', '.join(missing)}, which {architecture} needs.")
-    if not 0 < settings["k"] <= sae.cfg.d_sae:
-        raise SAEError(f"k must lie in 1..{sae.cfg.d_sae} (d_sae), not {settings['k']}.")
-    state = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    if _SAVED_AS[architecture] == "jumprelu":
-        state["topk_threshold"] = _one_threshold(state.pop("threshold"))
-        if settings["rescale_acts_by_decoder_norm"]:
-            _check_unit_norm(state["W_dec"])
+    if settings.get(_RESCALE, False) != getattr(sae.cfg, _RESCALE, False):
+        _check_unit_norm(state["W_dec"], settings[_RESCALE])
     if dtype is not None:
+        check_name("dtype", dtype, DTYPE_MAP)
         settings["dtype"] = dtype
-        weights = {k: v.to(str_to_dtype(dtype)) for k, v in state.items() if k != "topk_threshold"}
-        state |= weights
+        state |= {k: v.to(DTYPE_MAP[dtype]) for k, v in state.items() if "threshold" not in k}
+    cfg = training_config(architecture, settings, k_aux)
     try:
-        return _filled(training_class, config_class(**settings), state)
-    except (ValueError, TypeError, RuntimeError) as e:
+        restored = _filled(FORMS[architecture], cfg, state)
+    except (ValueError, RuntimeError) as e:
         raise SAEError(f"A {architecture} SAE cannot be made with these settings: {e}") from e
+    settle_threshold(restored)
+    return with_k_aux(restored, k_aux)
 
 
-def _check_unit_norm(W_dec: torch.Tensor) -> None:
+def _architecture(sae: SAE[Any], asked: str | None) -> str:
+    """How an SAE of this form is trained: as asked, as it says, or in the only way there is."""
+    published = sae.cfg.architecture()
+    fitting = [name for name, saved in _SAVED_AS.items() if saved == published]
+    if not fitting:
+        raise SAEError(f"A {published} SAE cannot be trained on; of these forms one can: {', '.join(FORMS)}.")
+    architecture = asked or sae.cfg.metadata.training_architecture or (fitting[0] if len(fitting) == 1 else None)
+    if architecture is None:
+        raise SAEError(f"The SAE does not say how it was trained; pass architecture=, one of {', '.join(fitting)}.")
+    check_name("restorable architecture", architecture, _SAVED_AS)
+    if architecture not in fitting:
+        saved = _SAVED_AS[architecture]
+        raise SAEError(f"A {architecture} SAE is restored from a {saved} SAE, not a {published} one.")
+    return architecture
+
+
+def _check_unit_norm(W_dec: torch.Tensor, rescale: bool) -> None:
     norm_f = W_dec.float().norm(dim=1)
     if (norm_f - 1).abs().max() > _UNIT:
         raise SAEError(
-            "rescale_acts_by_decoder_norm is folded in when an SAE is saved, which leaves decoder rows of norm 1; "
-            f"these go from {norm_f.min():.3g} to {norm_f.max():.3g}. Pass rescale_acts_by_decoder_norm=False."
+            f"{_RESCALE}={rescale} is not how this SAE computes. Between the two only decoder rows of norm 1 make no "
+            f"difference, and these go from {norm_f.min():.3g} to {norm_f.max():.3g}. Pass {_RESCALE}={not rescale}."
         )
+
+
+def _uniform(threshold_f: torch.Tensor) -> bool:
+    low, high = threshold_f.double().aminmax()
+    return bool((high - low) <= _UNIFORM * high.abs())
 
 
 def _one_threshold(threshold_f: torch.Tensor) -> torch.Tensor:
-    threshold_f = threshold_f.double()
-    low, high = threshold_f.aminmax()
-    if (high - low) > _UNIFORM * high.abs():
+    if not _uniform(threshold_f):
+        low, high = threshold_f.aminmax()
         raise SAEError(
-            f"Thresholds differ between latents ({low:.4g} to {high:.4g}): a batch top-k SAE has one for all."
+            f"Thresholds differ between latents ({low:.4g} to {high:.4g}): a batch top-k SAE has one for all. "
+            "Pass absorb_thresholds=True to take them into the weights."
         )
-    return threshold_f[0].clone()
+    return threshold_f[0].double().clone()
+
+
+def _absorb_thresholds(state: dict[str, torch.Tensor], overrides: Mapping[str, Any]) -> None:
+    """One threshold for all, c, and the same function: latent i reads θᵢ/c times less and writes as much more."""
+    threshold_f = state["threshold"].double()
+    if (n := int((threshold_f <= 0).sum())) > 0:
+        raise SAEError(f"{n} of {len(threshold_f)} thresholds are 0 or less, which no scale of the weights can absorb.")
+    if overrides.get(_RESCALE):
+        raise SAEError(f"Absorbed thresholds are in the decoder's norms: {_RESCALE}=True would take them out again.")
+    scale_f = threshold_f / threshold_f.mean()
+    factors = {"W_enc": 1 / scale_f, "b_enc": 1 / scale_f, "W_dec": scale_f[:, None]}
+    state |= {name: (state[name].double() * factor).to(state[name].dtype) for name, factor in factors.items()}
+    state["threshold"] = threshold_f.mean().expand_as(threshold_f)
+
+
+def write_training_folder(sae: TrainingSAE[Any], folder: str | Path) -> Path:
+    """Write what stock's `from_pretrained_path` loads into the class that it is, metadata included.
+
+    Stock casts the threshold to the weights' dtype, in whose bfloat16 its moving average stands still, ignores the
+    `cfg.sae` beside the path, and knows no `k_aux`.
+
+    Raises:
+        ConfigError: what is there must not be replaced, or nothing can be written.
+    """
+
+    def write(partial: Path) -> None:
+        sae.save_model(partial)
+
+    return write_folder(folder, write)
 
 
 @torch.no_grad()

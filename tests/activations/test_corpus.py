@@ -155,11 +155,13 @@ def test_facts_say_where_the_text_came_from(tokenizer):
     facts = build_corpus("embedded:chat", tokenizer, context_size=64, split="heldout", skip_documents=7).facts()
     assert list(facts) == [
         "name", "tokens", "documents", "blocks", "context_size", "hash", "source", "split", "revision",
-        "first_document", "next_document", "exclude_special_tokens", "bos",
+        "first_document", "next_document", "exclude_special_tokens", "bos", "packed", "roles", "exclude_turn_markers",
     ]  # fmt: skip
     assert (facts["source"], facts["split"], facts["revision"]) == ("embedded:chat", "heldout", None)
     assert facts["first_document"] == 7 and facts["next_document"] == 7 + facts["documents"]
-    assert facts["exclude_special_tokens"] is True and facts["bos"] is True
+    assert facts["exclude_special_tokens"] is True and facts["bos"] is True and facts["packed"] is True
+    assert facts["roles"] is None and facts["exclude_turn_markers"] is False
+    assert json.loads(json.dumps(facts)) == facts
     tokens = build_corpus(torch.full((2, 3), 40), tokenizer, context_size=3)
     assert tokens.origin is None and tokens.facts()["bos"] is None
 
@@ -221,6 +223,7 @@ def test_joined_corpora_keep_documents_apart(tokenizer):
         ("embedded:txt", UnknownNameError, "embedded:text"),
         ("./no/such/file.jsonl", DataError, "There is no file"),
         (Dataset.from_dict({"words": ["a"]}), DataError, "needs 'text' or 'messages'"),
+        (["a", "b \udc00"], DataError, r"Document 1 holds half a character \(U\+DC00, at 2\)"),
         (torch.zeros(3), DataError, r"\[block, pos\]"),
         (7, DataError, "int"),
     ],
@@ -228,6 +231,34 @@ def test_joined_corpora_keep_documents_apart(tokenizer):
 def test_what_cannot_be_read_is_named(tokenizer, source, error, message):
     with pytest.raises(error, match=message):
         build_corpus(source, tokenizer, context_size=8)
+
+
+def test_facts_are_enough_to_make_the_same_corpus_again(tokenizer):
+    made = {"roles": ["assistant"], "exclude_turn_markers": True, "packed": False, "exclude_special_tokens": False}
+    corpus = build_corpus(
+        "embedded:chat", tokenizer, context_size=48, split="heldout", skip_documents=5, max_tokens=900, **made
+    )
+    facts = corpus.facts()
+    again = build_corpus(
+        facts["source"],
+        tokenizer,
+        skip_documents=facts["first_document"],
+        max_tokens=facts["tokens"],
+        **{k: facts[k] for k in ("context_size", "split", "revision", "bos", *made)},
+    )
+    assert again.facts() == facts
+    assert facts["roles"] == ["assistant"] and facts["packed"] is False and facts["exclude_turn_markers"] is True
+
+
+def test_a_document_of_a_join_is_found_in_the_text_it_came_from(tokenizer):
+    texts = ["import os", "a", "return x"]
+    a, b, c = (build_corpus(texts, tokenizer, context_size=8, name=n, skip_documents=k) for k, n in enumerate("abc"))
+    joined = Corpus.concat([Corpus.concat([a, b]), c])
+    assert [part[:2] for part in joined.parts] == [("a", 0), ("b", 3), ("c", 5)]
+    assert [joined.locate(n) for n in range(6)] == [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 2)]
+    assert b.locate(1) == ("b", 2)
+    tokens = build_corpus(torch.full((3, 3), 40), tokenizer, context_size=3)
+    assert tokens.locate(2) == ("tokens", 2)
 
 
 def test_a_dataset_that_cannot_be_reached_is_one_of_our_errors(tokenizer):

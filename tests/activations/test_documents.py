@@ -121,3 +121,40 @@ def test_what_cannot_be_read(tmp_path):
     for folder in ("empty", "broken"):
         with pytest.raises(DataError, match=f"{folder}.* cannot be read"):
             read_documents(tmp_path / folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (['{"text": "a"}', '{"text": null}', "null", '{"text": "b"}'], ["a", "", "", "b"]),
+        (
+            ['{"messages": null, "text": "a"}', '{"messages": [{"role": "user", "content": "b"}], "text": null}'],
+            ["a", [{"role": "user", "content": "b"}]],
+        ),
+        (['{"messages": [], "text": "a"}'], ["a"]),
+    ],
+)
+def test_of_each_row_the_column_that_holds_something(tmp_path, rows, expected):
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    documents = read_documents(tmp_path / "rows.jsonl")
+    assert list(documents) == expected
+    assert documents.n_read == len(expected)
+
+
+def test_a_row_that_holds_nothing_keeps_its_number():
+    corpus = build_corpus([None, "import os", None, "a"], tiny_tokenizer(), context_size=8, packed=False)
+    assert corpus.document_bp[:, 0].tolist() == [1, 3] and corpus.origin.next_document == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", r"rows\.jsonl.* cannot be read: it has no rows$"),
+        ('{"text": "a"}\n{"text": "b\n', r"rows\.jsonl.* cannot be read: JSON parse error.* in row 1"),
+        ('{"words": "a"}', r"rows\.jsonl.* has the columns \['words'\]; a corpus needs 'text' or 'messages'"),
+    ],
+)
+def test_files_that_are_broken_say_how(tmp_path, text, error):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(DataError, match=error):
+        list(read_documents(tmp_path / "rows.jsonl"))

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sae_lens_gemma4.activations.corpus import build_corpus
-from sae_lens_gemma4.activations.harvest import harvest
+from sae_lens_gemma4.activations.corpus import Corpus, build_corpus
+from sae_lens_gemma4.activations.harvest import finite_rows, harvest
 from sae_lens_gemma4.errors import DataError, UnknownNameError
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
 from sae_lens_gemma4.testing import tiny_gemma4, tiny_tokenizer
@@ -89,3 +89,21 @@ def test_activations_that_are_not_finite_are_named(corpus):
     model.model.layers[1].layer_scalar.fill_(float("nan"))
     with pytest.raises(DataError, match=r"blocks\.1\.hook_resid_post are not finite, first in document 0"):
         list(harvest(Gemma4ProxyLM(model, tiny_tokenizer()), corpus, [HOOKS[0]]))
+    other = build_corpus(["def f(x): return x"], tiny_tokenizer(), context_size=12, name="other")
+    last = Corpus.concat([corpus, other]).take(torch.tensor([-1]))
+    with pytest.raises(DataError, match="first in document 0 of 'other'"):
+        list(harvest(Gemma4ProxyLM(model, tiny_tokenizer()), last, [HOOKS[0]]))
+
+
+def test_they_are_handed_over_as_they_are_where_that_is_asked_for(corpus):
+    model = tiny_gemma4("ple")
+    model.model.layers[1].layer_scalar.fill_(float("nan"))
+    batch = next(harvest(Gemma4ProxyLM(model, tiny_tokenizer()), corpus, [HOOKS[0]], require_finite=False))
+    assert batch.acts[HOOKS[0]].isnan().all() and len(batch.acts[HOOKS[0]]) == len(batch.tokens_t)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_is_finite_without_nan_and_infinity_however_large(dtype):
+    largest = torch.finfo(dtype).max
+    acts = torch.tensor([[0, 1], [float("nan"), 9], [9, float("nan")], [float("-inf"), 0], [largest, -largest]])
+    assert finite_rows(acts.to(dtype)[:, :, None]).tolist() == [True, False, False, False, True]

@@ -65,10 +65,11 @@ class LocalHub:
         self.requests: list[tuple[str, str, str | None]] = []  # method, path without query, Range
         self.repos: dict[tuple[str, str], dict[str, Commit]] = {}  # by revision and by sha
         self.gated: set[tuple[str, str]] = set()
+        self.private: set[tuple[str, str]] = set()
         self.cuts: dict[tuple[str, str, str], list[int]] = {}
 
     def __enter__(self) -> "LocalHub":
-        handler = functools.partial(Handler, self)
+        handler = functools.partial(self.handler(), self)
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
         for server in self.servers:
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -77,6 +78,9 @@ class LocalHub:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+    def handler(self) -> type["Handler"]:
+        return Handler
 
     def stop(self) -> None:
         for server in self.servers:
@@ -148,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             answer = {
                 "id": repo_id,
                 "sha": commit.sha,
-                "private": False,
+                "private": (repo_type, repo_id) in self.hub.private,
                 "gated": "manual" if (repo_type, repo_id) in self.hub.gated else False,
                 "tags": [],
                 "siblings": [{"rfilename": e["path"], "blobId": e["oid"], **e} for e in entries],
@@ -217,30 +221,35 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
     """A running hub that the client in this process takes for huggingface.co, anonymously and with an empty cache."""
-    sleep = time.sleep
     with LocalHub() as hub:
-        cache = str(tmp_path / "huggingface")
-        settings = {
-            "ENDPOINT": hub.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": cache,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_DISABLE_IMPLICIT_TOKEN": True,
-            "HF_HUB_DISABLE_TELEMETRY": True,
-            # A broken transfer resumes after its last whole chunk: with the client's 10 MiB a small file never would.
-            "DOWNLOAD_CHUNK_SIZE": CHUNK,
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
-        # These copied the endpoint or the cache when they were imported.
-        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
-        monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", cache)
-        monkeypatch.setattr(HfFileSystem, "_cache", {})
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        # The client waits whole seconds before it tries again.
-        monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
-        close_session()
+        connect(hub, monkeypatch, tmp_path)
         yield hub
         close_session()
+
+
+def connect(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let the client in this process take a running hub for huggingface.co."""
+    sleep = time.sleep
+    cache = str(tmp_path / "huggingface")
+    settings = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": cache,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": True,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        # A broken transfer resumes after its last whole chunk: with the client's 10 MiB a small file never would.
+        "DOWNLOAD_CHUNK_SIZE": CHUNK,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    # These copied the endpoint or the cache when they were imported.
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", cache)
+    monkeypatch.setattr(HfFileSystem, "_cache", {})
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    # The client waits whole seconds before it tries again.
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    close_session()

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from sae_lens_gemma4.catalogue.files import commit_in_cache
 from tests.catalogue.local_hub import CHUNK, local_hub, resuming
 
 __all__ = ["local_hub"]
@@ -211,3 +212,13 @@ def test_a_hub_that_is_gone_leaves_the_cache(local_hub):
     assert read(REPO, "layer_1/sae.pt") == WEIGHTS
     with pytest.raises(LocalEntryNotFoundError):
         hf_hub_download(REPO, "layer_1/cfg.json")
+
+
+def test_the_commit_of_what_was_downloaded_is_known(local_hub):
+    assert commit_in_cache(REPO) is None
+    sha = local_hub.add(REPO, {"a.json": b"1"})
+    read(REPO, "a.json")
+    assert commit_in_cache(REPO) == sha
+    local_hub.add(REPO, {"a.json": b"2"})
+    assert commit_in_cache(REPO) == sha  # what was read, not what is there now
+    assert commit_in_cache(REPO, revision="0" * 40) == "0" * 40

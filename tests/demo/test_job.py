@@ -11,6 +11,11 @@ import torch
 import sae_lens_gemma4 as g4
 from sae_lens_gemma4.demo import job
 from sae_lens_gemma4.errors import SAEError
+from sae_lens_gemma4.training.calibration import Calibration
+
+
+def shorter(training, **phase):
+    return dataclasses.replace(training, phases=[dataclasses.replace(training.phases[0], **phase)])
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,9 @@ def small():
         return dataclasses.replace(
             cfg,
             data=dataclasses.replace(cfg.data, heldout=heldout, train=train),
-            training=dataclasses.replace(cfg.training, tokens=24 * 1024, buffer_blocks=16),
+            training=shorter(cfg.training, tokens=24 * 1024),
+            activations=dataclasses.replace(cfg.activations, buffer_blocks=16),
+            calibration=Calibration(tokens=4096),
         )
 
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +72,7 @@ def test_the_reload_is_the_saved_one(demo):
         assert shift["reload"]["max_abs_difference"] == 0
         for row in shift["rows"]:
             assert shift["reload"]["ve"][row["corpus"]] == pytest.approx(row["after"]["metrics"]["ve"], abs=1e-6)
-        assert (out / shift["reload"]["path"] / "cfg.json").is_file()
+        assert (out / shift["name"] / shift["reload"]["path"] / "cfg.json").is_file()
 
 
 def test_the_files_say_what_the_report_says(demo):
@@ -87,8 +94,8 @@ def test_the_same_seed_gives_the_same_figures_in_a_relative_folder_too(demo, tmp
 def test_a_saved_sae_that_was_changed_is_not_called_the_same(tmp_path):
     model = g4.load_model("gemma-4-demo-it", "Gemma4ProxyLM")
     cfg = job.demo_config(job.SHIFTS[0], tmp_path / "sae", 0)
-    cfg = dataclasses.replace(cfg, training=dataclasses.replace(cfg.training, tokens=1024, warm_up_steps=0))
-    result = g4.ContinueTrainingRunner(cfg, model=model, progress=False).run()
+    cfg = dataclasses.replace(cfg, training=shorter(cfg.training, tokens=1024, warm_up_steps=0))
+    result = g4.ContinueTrainingRunner(cfg, model=model, progress=False).run().only
     heldout = {"own": g4.build_corpus(["import os and sys " * 20], model.tokenizer, context_size=32)}
     assert job.reload_elsewhere(result, model, heldout)["identical"]
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.evaluation import accumulators
 from sae_lens_gemma4.evaluation.accumulators import ReconstructionAccumulator
+from sae_lens_gemma4.evaluation.figures import top_count
 from sae_lens_gemma4.evaluation.reading import ActiveLatents
 
 FRACTIONS, MULTIPLES = (0.0001, 0.001, 0.01), (2.0, 5.0, 10.0, 100.0)
@@ -158,7 +160,7 @@ def test_dense_and_active_latents_are_the_same():
 
 def test_without_latents_theirs_are_not_defined():
     x, x_hat, _ = sample(n=200)
-    metrics = fed(x, x_hat, None, documents=torch.arange(200) // 10).compute(resamples=50)
+    metrics = fed(x, x_hat, None, documents=torch.arange(200) // 10).compute(resamples=100)
     assert (metrics.l0, metrics.l1, metrics.dead, metrics.never_fired) == (None, None, None, {})
     assert "l0" not in metrics.intervals() and "ve" in metrics.intervals()
 
@@ -169,7 +171,7 @@ def pieces(draw):
     n = draw(st.integers(30, 160))
     cuts = sorted({0, n, *draw(st.lists(st.integers(1, n - 1), max_size=4))})
     batches = draw(st.lists(st.integers(1, 60), min_size=1, max_size=3))
-    documents = torch.from_numpy(np.random.default_rng(draw(st.integers(0, 99))).integers(0, 7, n) * 5 - 3)
+    documents = torch.from_numpy(np.random.default_rng(draw(st.integers(0, 99))).integers(0, 14, n) * 5 - 3)
     return draw(st.integers(0, 10_000)), draw(st.sampled_from([0.0, 200.0])), cuts, batches, documents
 
 
@@ -199,8 +201,9 @@ def test_shards_and_batches_change_nothing(case):
             accumulator.second_pass(x[start : start + sizes[0]])
             start += sizes[0]
         assert accumulator.needs_second_pass() == ()
-    ours, theirs = total.compute(resamples=60), whole.compute(resamples=60)
+    ours, theirs = total.compute(resamples=100), whole.compute(resamples=100)
     assert_equal(ours, plain(x, x_hat, acts, fractions, multiples))
+    assert len(theirs.replicates) > 20
     for key, replicates in theirs.replicates.items():
         torch.testing.assert_close(ours.replicates[key], replicates, rtol=1e-8, atol=1e-10, equal_nan=True)
 
@@ -229,10 +232,10 @@ def test_a_second_look_is_asked_for_from_one_token_too_many(kept, missing, monke
 def test_documents_may_come_in_any_order():
     """Draws belong to document numbers, not to the order of arrival: else two SAEs would not be paired."""
     x, x_hat, acts = sample(n=120)
-    documents = torch.tensor([9, 2, 5, 0]).repeat_interleave(30)
+    documents = torch.tensor([9, 2, 5, 0, 7, 1, 4, 3]).repeat_interleave(15)
     order = torch.cat([torch.arange(60, 120), torch.arange(60)])
-    one = fed(x, x_hat, acts, (120,), documents).compute(resamples=40)
-    other = fed(x[order], x_hat[order], acts[order], (7,), documents[order]).compute(resamples=40)
+    one = fed(x, x_hat, acts, (120,), documents).compute(resamples=100)
+    other = fed(x[order], x_hat[order], acts[order], (7,), documents[order]).compute(resamples=100)
     torch.testing.assert_close(one.replicates["ve"], other.replicates["ve"], rtol=1e-9, atol=0)
 
 
@@ -331,6 +334,37 @@ def test_fewer_tokens_than_a_top_fraction_needs_is_not_defined(n):
     assert (metrics.ve is None) == (n == 1)
 
 
+@pytest.mark.parametrize(("fraction", "n", "count"), [(0.07, 100, 7), (0.001, 3000, 3), (0.29, 100, 29), (0.1, 11, 2)])
+def test_a_fraction_is_the_one_that_is_written(fraction, n, count):
+    """.07 · 100 and .29 · 100 are a little off in floats."""
+    assert top_count(fraction, n) == count
+    x, x_hat, _ = sample(n=n)
+    sse = (x - x_hat).square().sum(1).sort(descending=True).values
+    ours = fed(x, x_hat, None, top_fractions=(fraction,), documents=torch.arange(n)).compute(resamples=100)
+    assert ours.sse_share[fraction] == pytest.approx(float(sse[:count].sum() / sse.sum()), rel=1e-12)
+    once = ours.replicates["sse_share", fraction][100:]  # all but one
+    kept = math.ceil(Fraction(str(fraction)) * (n - 1))
+    without = [torch.cat([sse[:i], sse[i + 1 :]]) for i in range(n)]
+    expected = sorted(float(part[:kept].sum() / part.sum()) for part in without)
+    assert sorted(once.tolist()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_norm_at_the_multiple_itself_is_not_above_it():
+    x = torch.eye(6, dtype=torch.float64).repeat(2, 1) * torch.tensor([1.0, 1, 1, 1, 1, 2] * 2)[:, None].double()
+    x[0, 0] = 3
+    x_hat = x + 0.1 * torch.arange(12)[:, None]
+    metrics = fed(x, x_hat, None, top_fractions=(0.3,), norm_multiples=(2.0,)).compute()
+    assert_equal(metrics, plain(x, x_hat, fractions=(0.3,), multiples=(2.0,)))
+    assert metrics.high_norm_share[2.0] == pytest.approx(1 / 12)
+
+
+def test_a_latent_that_first_fires_after_a_count_never_fired_before_it():
+    acts = torch.zeros(2000, 3)
+    acts[1023, 0] = acts[1024, 1] = 1
+    x, x_hat, _ = sample(n=2000)
+    assert fed(x, x_hat, acts).compute().never_fired == {1024: 2, 2000: 1}
+
+
 @pytest.mark.parametrize("fraction", [0.5, 0.89, 0.9, 0.91, 0.99])
 def test_the_count_of_a_fraction_is_rounded_up(fraction):
     x, x_hat, _ = sample(n=10)
@@ -375,14 +409,15 @@ BAD = {
 def test_a_refused_update_is_named_and_leaves_everything_as_it_was(args, more, message):
     x, x_hat, _ = sample(n=4, d=4)
     accumulator = ReconstructionAccumulator(4, max_tokens=10, d_sae=3)
-    documents = torch.tensor([0, 0, 1, 2])
+    documents = torch.tensor([0, 1, 2, 3])
     accumulator.update(x, x_hat, torch.rand(4, 3), documents_t=documents, groups={"role": documents})
     before = copy.deepcopy(accumulator)
     with pytest.raises(DataError, match=message):
         accumulator.update(*args, **{"documents_t": torch.zeros(len(args[0]))} | more)
     for alike in (accumulator, before):  # and what follows finds the same
-        alike.update(x, x, torch.ones(4, 3), documents_t=documents, groups={"role": documents})
-    ours, theirs = (alike.compute(resamples=30) for alike in (accumulator, before))
+        alike.update(x, x, torch.ones(4, 3), documents_t=documents + 4, groups={"role": documents})
+    ours, theirs = (alike.compute(resamples=100) for alike in (accumulator, before))
+    assert ours.mse.interval is not None
     assert (ours.n_tokens, ours.to_dict(), ours.intervals()) == (8, theirs.to_dict(), theirs.intervals())
     for group, sums in accumulator.group_sums("role").items():
         assert torch.equal(sums.columns, before.group_sums("role")[group].columns)

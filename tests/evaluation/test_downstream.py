@@ -17,12 +17,11 @@ import sae_lens_gemma4 as g4
 from sae_lens_gemma4.activations.corpus import Corpus, build_corpus
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError, UnknownNameError
 from sae_lens_gemma4.evaluation import downstream as module
+from sae_lens_gemma4.evaluation import intervals
 from sae_lens_gemma4.evaluation.downstream import measure_downstream, stock_keys
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
 from sae_lens_gemma4.testing import tiny_gemma4, tiny_tokenizer
-from sae_lens_gemma4.training.restore import load_sae
-from tests.support import RELEASE, SAE_ID
 
 HOOK = "blocks.3.hook_resid_post"
 SPLICED = ("sae", "zero", "mean")
@@ -33,17 +32,19 @@ def halved(x_td):
 
 
 @torch.no_grad()
-def by_hand(model, corpus, hook, reconstruct, mean_d, **arguments):
+def by_hand(model, corpus, hook, reconstruct, mean_d, head=None, **arguments):
     """Of every position: its document, whether it is kept, CE by variant (None without a next token), KL by variant."""
     positions = {"excluded": [], "included": []}
     for tokens, keep, documents in zip(corpus.tokens_bp, corpus.keep_bp, corpus.document_bp, strict=True):
         _, cache = model.run_with_cache(tokens[None], names_filter=[hook], prepend_bos=False, **arguments)
-        acts = cache[hook][0].flatten(1)
+        acts = cache[hook][0].flatten(1) if head is None else cache[hook][0][:, head]
         put = {"sae": reconstruct(acts), "zero": torch.zeros_like(acts), "mean": mean_d.to(acts).expand_as(acts)}
         for name, mask in (("excluded", keep), ("included", documents >= 0)):
             logp = {"model": model(tokens[None], prepend_bos=False, **arguments)[0].double().log_softmax(-1)}
             for variant, value in put.items():
-                new = torch.where(mask[:, None], value, acts).view_as(cache[hook])
+                new = cache[hook].clone(memory_format=torch.contiguous_format)
+                place = new[0].view(len(tokens), -1) if head is None else new[0, :, head]
+                place[mask] = value[mask]
                 hooks = [(hook, lambda _, hook, new=new: new)]
                 logits = model.run_with_hooks(tokens[None], fwd_hooks=hooks, prepend_bos=False, **arguments)
                 logp[variant] = logits[0].double().log_softmax(-1)
@@ -76,16 +77,6 @@ def check(result, positions, rel=1e-5):
             for name, value in expected.items():
                 ours = result[mask][kind][name]
                 assert ours is value is None or ours == pytest.approx(value, rel=rel, abs=1e-6), (mask, kind, name)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return g4.load_model("gemma-4-demo", "Gemma4ProxyLM")
-
-
-@pytest.fixture(scope="module")
-def sae():
-    return load_sae(RELEASE, SAE_ID)
 
 
 @pytest.fixture(scope="module")
@@ -152,20 +143,42 @@ def test_run_evals_agrees_on_the_same_tokens(sae, model):
         assert stock[group] == pytest.approx(expected, rel=1e-4)
 
 
-@torch.no_grad()
-def test_a_hooked_transformer():
+@pytest.fixture(scope="module")
+def stock():
     cfg = HookedTransformerConfig(
         n_layers=3, d_model=16, n_ctx=12, d_head=8, d_vocab=50, act_fn="gelu", device="cpu", seed=0,
         initializer_range=0.5,
     )  # fmt: skip
-    stock = HookedTransformer(cfg)
+    torch.manual_seed(0)
     keep = torch.rand(3, 12) > 0.2
     corpus = Corpus(torch.randint(0, 50, (3, 12)), keep, torch.arange(3)[:, None].expand(3, 12), "random")
-    mean_d = torch.randn(16)
+    return HookedTransformer(cfg), corpus, torch.randn(16)
+
+
+@torch.no_grad()
+def test_a_hooked_transformer(stock):
+    stock, corpus, mean_d = stock
     for hook in ("blocks.1.hook_resid_post", "blocks.1.attn.hook_z"):  # the latter two heads, flattened
         result = measure_downstream(stock, corpus, hook, halved, mean_d, progress=False).to_dict()
         assert result["resumed"]
         check(result, by_hand(stock, corpus, hook, halved, mean_d))
+    for head in (1, -2):
+        of_head = measure_downstream(stock, corpus, hook, halved, mean_d[:8], head=head, progress=False).to_dict()
+        check(of_head, by_hand(stock, corpus, hook, halved, mean_d[:8], head=head))
+        assert of_head["excluded"]["kl"]["sae"] != pytest.approx(result["excluded"]["kl"]["sae"], rel=1e-2)
+
+
+@torch.no_grad()
+def test_zero_everywhere_ablates_all_positions_and_averages_over_those_that_count(stock):
+    stock, corpus, mean_d = stock
+    hook = "blocks.1.hook_resid_post"
+    positions = by_hand(stock, corpus, hook, halved, mean_d)["included"]
+    counted = [p for p, keep in zip(positions, corpus.keep_bp.flatten().tolist(), strict=True) if keep]
+    ce, kl = np.mean([ce["zero"] for _, ce, _ in counted if ce]), np.mean([kl["zero"] for *_, kl in counted])
+    result = measure_downstream(stock, corpus, hook, halved, mean_d, progress=False).to_dict()
+    assert result["zero_everywhere"] == pytest.approx({"ce": ce, "kl": kl}, rel=1e-5)
+    for mask in ("excluded", "included"):
+        assert result[mask]["kl"]["zero"] != pytest.approx(kl, rel=1e-3)
 
 
 def test_a_model_that_cannot_be_resumed_runs_whole_and_in_parts(monkeypatch):
@@ -225,6 +238,14 @@ def test_an_sae_that_changes_nothing_recovers_all(model, corpus, mean_d):
         assert recovered == pytest.approx([1] * 4, abs=1e-5)
 
 
+@pytest.fixture
+def of_few(monkeypatch):
+    """Intervals of as few documents and draws as can be followed by hand."""
+    monkeypatch.setattr(intervals, "MIN_DOCUMENTS", 2)
+    monkeypatch.setattr(intervals, "MIN_RESAMPLES", 1)
+
+
+@pytest.mark.usefixtures("of_few")
 def test_intervals_are_of_the_figures_on_documents_drawn(sums, positions):
     assert sums.documents.tolist() == [0, 1, 2]
     sampling = Sampling(resamples=20, seed=3, level=0.8)
@@ -250,6 +271,7 @@ def test_the_run_ends_with_the_first_whole_batch(model, corpus, sae, mean_d):
         assert (result["n_blocks"], result["n_tokens"]) == (n_blocks, sum(kept[:n_blocks]))
 
 
+@pytest.mark.usefixtures("of_few")
 def test_figures_that_are_not_defined_are_none(model, sae, mean_d):
     """One token a block has no next token; a layer's part that is always zero does no damage where it is ablated."""
     corpus = build_corpus(torch.tensor([[40], [50]]), model.tokenizer, context_size=2)

@@ -3,35 +3,31 @@
 import copy
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
+from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sae_lens_gemma4 as g4
-from sae_lens_gemma4.activations.corpus import build_corpus
+from sae_lens_gemma4.activations.corpus import Corpus, build_corpus
 from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, SAEError, UnknownNameError
+from sae_lens_gemma4.evaluation import reading
+from sae_lens_gemma4.evaluation.downstream import measure_downstream
 from sae_lens_gemma4.evaluation.evaluate import evaluate_sae, evaluate_saes
 from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
 from sae_lens_gemma4.evaluation.intervals import Sampling
+from sae_lens_gemma4.evaluation.measuring import density_histogram
+from sae_lens_gemma4.evaluation.result import write_text
 from sae_lens_gemma4.report import render_evaluation
-from sae_lens_gemma4.training.restore import inference_form, load_sae, training_form
-from tests.support import RELEASE, SAE_ID
-
-
-@pytest.fixture(scope="module")
-def model():
-    return g4.load_model("gemma-4-demo", "Gemma4ProxyLM")
-
-
-@pytest.fixture(scope="module")
-def sae():
-    return load_sae(RELEASE, SAE_ID)
+from sae_lens_gemma4.training.restore import inference_form, training_form
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +187,12 @@ def test_several_saes_and_layers_take_one_forward_and_measure_as_alone(sae, chat
 
 
 @torch.no_grad()
-def test_groups_and_widths_are_plain_computations_on_their_tokens(sae, chat):
+@pytest.mark.parametrize("chunk_tokens", [37, 4000])
+def test_groups_widths_and_documents_are_plain_computations_on_their_tokens(sae, chat, monkeypatch, chunk_tokens):
+    monkeypatch.setattr(reading, "CHUNK_LATENTS", chunk_tokens * sae.cfg.d_sae)
     tuned, corpus = chat
-    result = evaluate_sae(sae, tuned, corpus, progress=False).to_dict()
+    evaluation = evaluate_sae(sae, tuned, corpus, progress=False)
+    result = evaluation.to_dict()
     _, cache = tuned.run_with_cache(corpus.tokens_bp, names_filter=["blocks.3.hook_resid_post"])
     keep = corpus.keep_bp
     x = cache["blocks.3.hook_resid_post"][keep]
@@ -204,6 +203,12 @@ def test_groups_and_widths_are_plain_computations_on_their_tokens(sae, chat):
         part = x[chosen].double()
         return float(1 - sse[chosen].sum() / (part - part.mean(0)).square().sum())
 
+    def nmse(chosen, sse=sse):
+        return float(sse[chosen].sum() / x[chosen].double().square().sum())
+
+    document = corpus.document_bp[keep]
+    without_one = [float(sse[document != d].mean()) for d in document.unique()]
+    assert evaluation.replicates["mse"][1000:].tolist() == pytest.approx(without_one, rel=1e-5)
     position = torch.arange(64).expand_as(keep)[keep]
     rows = {row["name"]: row for row in result["groups"]["position"]}
     assert list(rows) == ["1", "2–3", "4–7", "8–15", "16–31", "32–63"]
@@ -212,6 +217,7 @@ def test_groups_and_widths_are_plain_computations_on_their_tokens(sae, chat):
         inside = (position >= int(low)) & (position <= int(high or low))
         assert row["n_tokens"] == int(inside.sum())
         assert row["ve"] == pytest.approx(ve(inside), rel=1e-5)
+        assert row["nmse"] == pytest.approx(nmse(inside), rel=1e-5)
         assert row["l0"] == pytest.approx(float((acts[inside] != 0).double().sum(1).mean()), rel=1e-6)
         assert row["sse_share"] == pytest.approx(float(sse[inside].sum() / sse.sum()), rel=1e-6)
     role = corpus.role_bp[keep]
@@ -224,8 +230,96 @@ def test_groups_and_widths_are_plain_computations_on_their_tokens(sae, chat):
         first[:, row["width"] :] = 0
         error = (x.double() - sae.decode(first).double()).square().sum(1)
         assert row["ve"] == pytest.approx(ve(slice(None), error), rel=1e-5)
+        assert row["nmse"] == pytest.approx(nmse(slice(None), error), rel=1e-5)
         assert row["l0"] == pytest.approx(float((first != 0).double().sum(1).mean()), rel=1e-6)
     assert result["widths"][-1]["ve"] == pytest.approx(result["metrics"]["ve"], rel=1e-9)
+
+
+def test_a_latents_rate_at_the_edge_of_two_bins_is_in_the_upper_one():
+    """Of 1,000 tokens thirty bins are a tenth of a decade wide; ten tokens are 10⁻², where the eleventh begins."""
+    snapshot = SimpleNamespace(n=1000, fired_f=torch.tensor([0, 1, 10, 10, 1000]))
+    counts = density_histogram(snapshot)["counts"]
+    assert {i: c for i, c in enumerate(counts) if c} == {0: 1, 10: 2, 29: 1}
+
+
+def test_what_mean_ablation_puts_in_is_the_mean_of_all_that_was_measured(sae, model, corpus, activations):
+    result = evaluate_sae(sae, model, corpus, downstream_tokens=300, sampling=Sampling(0), progress=False).downstream
+    settings = {"max_tokens": 300, "progress": False}
+    hook = "blocks.3.hook_resid_post"
+    expected = measure_downstream(model, corpus, hook, sae, activations.mean(0), **settings).to_dict()
+    assert result["n_tokens"] < 0.2 * corpus.n_tokens
+    for mask in ("excluded", "included"):
+        assert result[mask]["kl"] == pytest.approx(expected[mask]["kl"], rel=1e-4)
+
+
+def of_head(head, hook="blocks.1.attn.hook_z", d_in=4):
+    sae = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=32, device="cpu"))
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index = hook, head
+    return sae
+
+
+@pytest.fixture(scope="module")
+def with_heads():
+    cfg = HookedTransformerConfig(n_layers=2, d_model=16, n_ctx=32, d_head=4, d_vocab=50, act_fn="gelu", seed=0)
+    tokens = torch.randint(0, 50, (8, 32), generator=torch.Generator().manual_seed(0))
+    documents = torch.arange(8)[:, None].expand_as(tokens).clone() + 10**12  # numbers, not places
+    return HookedTransformer(cfg), Corpus(tokens, torch.ones_like(tokens).bool(), documents, "random")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", [0, 2, -1])
+def test_an_sae_of_one_head_is_measured_and_spliced_in_there(with_heads, head):
+    stock, corpus = with_heads
+    sae, settings = of_head(head), {"sampling": Sampling(100), "progress": False}
+    result = evaluate_sae(sae, stock, corpus, downstream_tokens=None, **settings)
+    _, cache = stock.run_with_cache(corpus.tokens_bp)
+    x = cache["blocks.1.attn.hook_z"][:, :, head].flatten(0, 1).double()
+    expected = 1 - (x - sae(x.float()).double()).square().sum() / (x - x.mean(0)).square().sum()
+    assert result.metrics.ve == pytest.approx(float(expected), rel=1e-5)
+    assert result.metrics.mse.interval is not None
+
+    def splice(value, hook):
+        value[:, :, head] = sae(value[:, :, head])
+        return value
+
+    logp, spliced = (
+        logits[:, :-1].double().log_softmax(-1).gather(-1, corpus.tokens_bp[:, 1:, None])
+        for logits in (stock(corpus.tokens_bp), stock.run_with_hooks(
+            corpus.tokens_bp, fwd_hooks=[("blocks.1.attn.hook_z", splice)]))
+    )  # fmt: skip
+    ce = result.downstream["excluded"]["ce"]
+    assert (ce["model"], ce["sae"]) == pytest.approx((-float(logp.mean()), -float(spliced.mean())), rel=1e-5)
+
+
+def test_a_head_that_is_not_there_is_named_at_the_first_batch(with_heads):
+    stock, corpus = with_heads
+    for sae, message in (
+        (of_head(4), "has 4 heads; this SAE reads head 4"),
+        (of_head(2, "blocks.1.hook_resid_pre", 16), "not divided into heads; this SAE reads head 2"),
+    ):
+        with pytest.raises(SAEError, match=message):
+            evaluate_sae(sae, stock, corpus, batch_blocks=1, downstream_tokens=9, progress=False)
+
+
+def test_metadata_that_cannot_be_read_are_refused_before_any_forward(sae, model, corpus, monkeypatch):
+    monkeypatch.setattr(type(model), "run_with_cache", None)
+    for field, value in (("k", "sixteen"), ("matryoshka_widths", ["a"])):
+        other = copy.deepcopy(sae)
+        other.cfg.metadata.training_architecture_details[field] = value
+        with pytest.raises(SAEError, match=field):
+            evaluate_sae(other, model, corpus, progress=False)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_text("old", tmp_path / "report.json")
+    with pytest.raises(UnicodeEncodeError):
+        write_text("new \ud800", tmp_path / "report.json")
+    assert (tmp_path / "report.json").read_text() == "old"
+    (tmp_path / "folder").mkdir()
+    for path, reason in ((tmp_path / "folder", "Is a directory"), (tmp_path / "none" / "x", "No such file")):
+        with pytest.raises(ConfigError, match=f"{path.name} cannot be written: {reason}"):
+            write_text("new", path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "folder"}
 
 
 def test_a_misfit_is_named_with_its_cause(sae):

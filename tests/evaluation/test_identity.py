@@ -7,6 +7,7 @@ import torch
 
 import sae_lens_gemma4 as g4
 from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
+from sae_lens_gemma4.testing import tiny_gemma4
 from tests.evaluation.test_reading import built
 
 
@@ -72,3 +73,10 @@ def test_any_scaling_of_any_parameter_changes_the_fingerprint():
             parameter.copy_(parameter)
     half = copy.deepcopy(model).to(torch.bfloat16)
     assert model_fingerprint(half) != before
+
+
+def test_equal_values_in_another_dtype_are_another_model():
+    half = tiny_gemma4("ple").to(torch.bfloat16)
+    whole = copy.deepcopy(half).float()
+    assert all(torch.equal(a.float(), b) for a, b in zip(half.parameters(), whole.parameters(), strict=True))
+    assert model_fingerprint(half) != model_fingerprint(whole)

@@ -78,11 +78,13 @@ def test_nested_widths_are_decodings_of_the_first_latents(architecture):
 def test_sums_of_rows_and_products_agree(sparsity, some, monkeypatch):
     sae, x = built("jumprelu", sparsity=sparsity), tokens()
     assert bool(sae.encode(x).any()) is some
-    results = []
+    first = torch.where(torch.arange(D_SAE) < 9, sae.encode(x), 0)
     for below in (0.0, 2.0):  # never, always sums of rows
         monkeypatch.setattr(reading, "_SPARSE_BELOW", below)
-        results.append(reconstruct(sae, x))
-        torch.testing.assert_close(results[-1], sae(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(reconstruct(sae, x), sae(x), rtol=1e-5, atol=1e-5)
+        [one] = read(sae, x, [9])
+        torch.testing.assert_close(one.x_hat_wtd, sae.decode(first)[None], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one.x_hat_td, sae(x), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

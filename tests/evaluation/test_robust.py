@@ -9,23 +9,27 @@ from sae_lens_gemma4.evaluation.robust import VerdictRules, norm_screen_sees, re
 from tests.evaluation.test_accumulators import fed
 
 
-def decide(ve, without_01, without_1, share_01, rules=VerdictRules()):
-    return verdict(ve, {0.001: without_01, 0.01: without_1}, {0.001: share_01}, rules)
+def decide(ve, without_01, without_1, share_01, share_1, rules=VerdictRules()):
+    return verdict(ve, {0.001: without_01, 0.01: without_1}, {0.001: share_01, 0.01: share_1}, rules)
 
 
 @pytest.mark.parametrize(
     ("figures", "expected"),
     [
-        ((0.90, 0.905, 0.91, 0.01), "healthy"),
-        ((0.194, 0.901, 0.92, 0.88), "outlier-dominated"),  # base SAE, E4B layer 7
-        ((0.752, 0.899, 0.91, 0.59), "outlier-dominated"),  # layer 21
-        ((0.790, 0.906, 0.91, 0.56), "outlier-dominated"),  # layer 35
-        ((-1008.4, -1008.0, -1007.0, 0.004), "misfit"),  # the same on the tuned model
-        ((0.49, 0.495, 0.499, 0.01), "misfit"),
-        ((0.49, 0.495, 0.5, 0.01), "healthy"),  # the bar itself is no misfit
-        ((0.80, 0.86, 0.87, 0.19), "healthy"),  # gain without concentration
-        ((0.86, 0.90, 0.91, 0.60), "healthy"),  # concentration without gain
-        ((0.10, 0.20, 0.30, 0.90), "misfit"),  # misfit comes first
+        ((0.90, 0.905, 0.91, 0.01, 0.05), "healthy"),
+        ((0.194, 0.901, 0.92, 0.88, 0.90), "outlier-dominated"),  # base SAE, E4B layer 7
+        ((0.752, 0.899, 0.91, 0.59, 0.64), "outlier-dominated"),  # layer 21
+        ((0.790, 0.906, 0.91, 0.56, 0.58), "outlier-dominated"),  # layer 35
+        ((-1008.4, -1008.0, -1007.0, 0.004, 0.02), "misfit"),  # the same on the tuned model
+        ((0.49, 0.495, 0.499, 0.01, 0.03), "misfit"),
+        ((0.49, 0.495, 0.5, 0.01, 0.03), "healthy"),  # the bar itself is no misfit
+        ((0.80, 0.86, 0.87, 0.19, 0.20), "healthy"),  # gain without concentration
+        ((0.86, 0.90, 0.905, 0.60, 0.65), "healthy"),  # concentration without gain
+        ((0.10, 0.20, 0.30, 0.90, 0.95), "misfit"),  # misfit comes first
+        ((-0.65, -0.50, 0.91, 0.09, 0.95), "outlier-dominated"),  # spread over the top 1 %, not the top .1 %
+        ((0.52, 0.56, 0.91, 0.08, 0.80), "outlier-dominated"),  # and the same of an SAE above the misfit's bar
+        ((0.52, 0.56, 0.91, 0.08, 0.19), "healthy"),
+        ((0.88, 0.92, 0.925, 0.08, 0.80), "healthy"),
     ],
 )
 def test_verdicts_on_published_and_boundary_figures(figures, expected):
@@ -33,25 +37,40 @@ def test_verdicts_on_published_and_boundary_figures(figures, expected):
 
 
 def test_an_undefined_figure_leaves_the_verdict_undefined():
-    assert decide(None, 0.9, 0.9, 0.1) is None
-    assert decide(0.9, 0.9, None, 0.1) is None
+    for gap in range(5):
+        figures = [0.9, 0.9, 0.9, 0.1, 0.1]
+        assert decide(*figures) == "healthy"
+        figures[gap] = None
+        assert decide(*figures) is None
     assert verdict(0.9, {0.05: 0.9}, {0.05: 0.1}) is None
-    assert "not defined" in reason(None, None, {}, {})
+    assert "not defined" in reason(None, 9, None, {}, {})
 
 
 def test_thresholds_are_settings():
-    assert decide(0.9, 0.91, 0.92, 0.01, VerdictRules(misfit_below=0.95)) == "misfit"
-    assert decide(0.8, 0.86, 0.87, 0.19, VerdictRules(outlier_share=0.1)) == "outlier-dominated"
-    assert decide(0.86, 0.90, 0.91, 0.60, VerdictRules(outlier_gain=0.01)) == "outlier-dominated"
+    assert decide(0.9, 0.91, 0.92, 0.01, 0.05, VerdictRules(misfit_below=0.95)) == "misfit"
+    assert decide(0.8, 0.86, 0.87, 0.19, 0.2, VerdictRules(outlier_share=0.1)) == "outlier-dominated"
+    assert decide(0.86, 0.90, 0.905, 0.60, 0.65, VerdictRules(outlier_gain=0.01)) == "outlier-dominated"
 
 
-def test_a_low_ve_that_the_worst_hundredth_makes_is_not_healthy():
-    """Spread over the top 1 %, so that the top .1 % alone neither gain nor hold enough."""
-    assert decide(-0.65, -0.50, 0.91, 0.09) == "outlier-dominated"
-    assert decide(0.49, 0.50, 0.91, 0.09) == "outlier-dominated"
-    assert decide(0.50, 0.52, 0.91, 0.09) == "healthy"
-    sentence = reason("outlier-dominated", -0.65, {0.001: -0.50, 0.01: 0.91}, {0.001: 0.09})
-    assert sentence == "VE is −0.650, below 0.5, and 0.910 without the worst 1 %."
+def test_the_reason_names_the_fraction_that_decided():
+    shares = {0.001: 0.09, 0.01: 0.95}
+    assert reason("outlier-dominated", 5000, -0.65, {0.001: -0.50, 0.01: 0.91}, shares) == (
+        "VE is −0.650 and 0.910 without the worst 1 % of tokens, which hold 95.0 % of the squared error: "
+        "more than 0.05 gained, more than 20 % held."
+    )
+    figures = {0.001: 0.90, 0.01: 0.91}
+    assert reason("healthy", 5000, 0.89, figures, shares) == (
+        "VE is 0.890 and 0.900 without the worst 0.1 % of tokens, which hold 9.0 % of the squared error."
+    )
+
+
+def test_of_fewer_tokens_than_a_fraction_has_parts_the_worst_one_is_named():
+    assert reason("healthy", 40, 0.89, {0.001: 0.90, 0.01: 0.90}, {0.001: 0.09, 0.01: 0.09}) == (
+        "VE is 0.890 and 0.900 without the worst token of 40 (2.5 %), which holds 9.0 % of the squared error."
+    )
+    misfit = {0.001: 0.1, 0.01: 0.1}, {0.001: 0.1, 0.01: 0.1}
+    assert "without the worst token of 99 (1 %) is 0.100" in reason("misfit", 99, 0.1, *misfit)
+    assert "without the worst 1 % of tokens is 0.100" in reason("misfit", 100, 0.1, *misfit)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +128,7 @@ def judged(x, x_hat):
         metrics.ve_without_high_norm,
         metrics.high_norm_share,
     )
-    return metrics, screen, reason(metrics.verdict, metrics.ve, metrics.ve_without_top_sse, metrics.sse_share)
+    return metrics, screen, reason(metrics.verdict, N, metrics.ve, metrics.ve_without_top_sse, metrics.sse_share)
 
 
 def test_a_healthy_sae_is_healthy():

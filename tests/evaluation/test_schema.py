@@ -70,13 +70,13 @@ def documents(tmp_path_factory):
     """By name, each as it is read from the file that was written."""
     base, scaled = (g4.load_model(name, "Gemma4ProxyLM") for name in ("gemma-4-demo", "gemma-4-demo-it-rescaled"))
     sae = load_sae(str(SAE_FOLDER))
-    hook, quiet = sae.cfg.metadata.hook_name, {"progress": False, "sampling": Sampling(50)}
+    hook, quiet = sae.cfg.metadata.hook_name, {"progress": False, "sampling": Sampling(100)}
     texts = [module.__doc__ for module in (argparse, decimal, difflib, heapq, pickletools, random, statistics, string)]
     folder = tmp_path_factory.mktemp("documents")
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     text = build_corpus(folder / "text.jsonl", base.tokenizer, context_size=64)
-    chats = [[{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": text}] for text in texts]
-    chat = build_corpus(chats, scaled.tokenizer, context_size=64, max_tokens=1000, name="chat")
+    chats = [[{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": t[:800]}] for t in texts]
+    chat = build_corpus(chats, scaled.tokenizer, context_size=64, name="chat", roles=["assistant"])
     _, cache = base.run_with_cache(text.tokens_bp, names_filter=hook)
     other = copy.deepcopy(sae)
     other.W_dec.data *= 1.1
@@ -139,7 +139,10 @@ def test_documents_fit(documents):
     assert documents["outlier-dominated"]["diagnosis"]["norm_screen"] is False
     assert documents["one document"]["intervals"] is None
     assert documents["one token"]["metrics"]["ve"] is None
-    assert documents["comparison"]["forgetting"][0]["differences"] is None
+    forgotten = documents["comparison"]["forgetting"][0]
+    for name in ("ve", "l0"):
+        after, before = (forgotten[state]["metrics"][name] for state in ("after", "before"))
+        assert forgotten["differences"][name] == {"value": pytest.approx(after - before), "interval": None}
 
 
 def test_everything_that_the_schema_names_occurs(documents):

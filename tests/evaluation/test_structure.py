@@ -1,6 +1,7 @@
 """Widths, forms and drift against the same figures written out."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -74,6 +75,24 @@ def test_widths_are_those_of_the_metadata():
     assert matryoshka_widths(built("standard")) == []
     assert training_facts(built("topk"))["k"] == 5
     assert "k" not in training_facts(built("standard"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("k", "sixteen"),
+        ("k", True),
+        ("k", float("nan")),
+        ("matryoshka_widths", ["a"]),
+        ("matryoshka_widths", [0.5, 1.0]),
+        ("matryoshka_widths", 8),
+    ],
+)
+def test_metadata_that_are_no_numbers_are_named(field, value):
+    sae = inference_form(trained())
+    sae.cfg.metadata.training_architecture_details[field] = value
+    with pytest.raises(SAEError, match=f"{field} = {re.escape(repr(value))}"):
+        matryoshka_widths(sae)
 
 
 @torch.no_grad()

@@ -182,7 +182,8 @@ def make_intervals(metrics: dict[str, Any]) -> dict[str, Any]:
     figures |= {
         key: around(metrics[key]) for key in ("ve", "ve_centred", "nmse", "cosine", "relative_bias", "l0", "l1")
     }
-    return {"level": 0.95, "resamples": 1000, "seed": 0, "documents": 311, "verdict_share": 0.973, "figures": figures}
+    facts = {"level": 0.95, "resamples": 1000, "seed": 0, "documents": 311, "groups": 311, "verdict_share": 0.973}
+    return {**facts, "figures": figures}
 
 
 def make_outliers(share: float) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from tests.report.sample_report import VERDICTS, Page, make_comparison, make_eva
 
 HOSTILE = "</script></style><img src=https://evil.example/x.png onerror=alert(1)>'\"&{{ 7*7 }}"
 
+SLY = "\u202e\x1b"
+
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
@@ -285,6 +287,38 @@ def test_names_are_text_and_nothing_else(report: dict[str, Any]) -> None:
     assert HOSTILE in page.text()
     assert page.figures().keys() == plain.figures().keys()
     assert "<img" not in json.dumps(page.figures())  # plotly reads markup in texts
+
+
+def test_names_cannot_hide_or_turn_text_around() -> None:
+    comparison = make_comparison()
+    for row in comparison["rows"]:
+        row["corpus"] += SLY
+        for state in ("before", "after"):
+            row[state]["corpus"]["name"] = row["corpus"]
+            row[state]["model"]["name"] += SLY
+            row[state]["sae"] |= {"sae_id": f"an-id{SLY}", "trained_on": SLY, "hook_name": SLY}
+    for html in (render_comparison(comparison), render_evaluation(comparison["rows"][0]["after"])):
+        assert not set(SLY) & set(html.replace("plotly.js v", "").split("</style>")[-1].split("<script", 1)[0])
+        page = Page(html)
+        text = page.text() + next(title for _, title in page.find("title"))
+        assert text.count("an-id⟨202E⟩⟨001B⟩") > 1 and not set(SLY) & set(text)
+
+
+def test_of_few_tokens_a_top_fraction_says_that_it_is_one() -> None:
+    few = make_evaluation(intervals=False)
+    few["metrics"]["n_tokens"] = 40
+    page = Page(render_evaluation(few))
+    for title, row in (("Main figures", "VE without top 1 %"), ("All metrics", "without top 0.01 % by norm")):
+        name = row.replace("%", "% (1 token of 40)")
+        assert name in table(page, title) and row not in table(page, title)
+    assert "without the top 1 % (1 token of 40) by SSE" in page.text()
+
+
+def test_groups_of_documents_are_told_from_documents() -> None:
+    many = make_evaluation()
+    assert "over 1,000 resamples of 311 documents." in Page(render_evaluation(many)).text()
+    many["intervals"] |= {"documents": 5000, "groups": 1024}
+    assert "over 1,000 resamples of 5,000 documents in 1,024 groups." in Page(render_evaluation(many)).text()
 
 
 def test_a_value_that_is_not_defined_is_not_a_number(report: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from sae_lens_gemma4.report import numbers as n
         (n.percent(0.00248), "0.25\u00a0%"),
         (n.percent(None), "not defined"),
         (n.top_percent("0.0001"), "0.01\u00a0%"),
+        (n.top("0.001", 1000), "0.1\u00a0%"),
+        (n.top("0.001", 999), "0.1\u00a0% (1 token of 999)"),
         (n.count(262144), "262,144"),
         (n.scientific(0.0), "0"),
         (n.percent(-0.1758), "−17.6\u00a0%"),

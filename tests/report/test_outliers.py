@@ -8,7 +8,8 @@ import pytest
 
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.report import render_evaluation
-from sae_lens_gemma4.report.outliers import LEGEND, level, visible
+from sae_lens_gemma4.report.outliers import LEGEND, level
+from sae_lens_gemma4.report.visible import visible, visible_name
 from tests.report.sample_report import Page, make_evaluation
 
 HOSTILE = "</span></p><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
@@ -43,6 +44,19 @@ def evaluation() -> dict[str, Any]:
 )
 def test_every_token_can_be_seen(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\u202eb\x1b[31m", "a⟨202E⟩b⟨001B⟩[31m"),
+        ("one\ntwo", "one↵two"),
+        ("0.1\u00a0% of Ångström 👩\u200d💻", "0.1\u00a0% of Ångström 👩\u200d💻"),
+        ("", ""),
+    ],
+)
+def test_a_name_hides_nothing_and_keeps_its_blanks(name: str, shown: str) -> None:
+    assert visible_name(name) == shown
 
 
 def test_depth_follows_the_error() -> None:

@@ -7,15 +7,26 @@ from sae_lens import (
     BatchTopKTrainingSAE,
     JumpReLUSAE,
     JumpReLUSAEConfig,
+    JumpReLUTrainingSAE,
     MatryoshkaBatchTopKTrainingSAE,
     StandardSAE,
     StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
     TopKTrainingSAE,
+    TrainingSAE,
 )
 from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_gemma4.errors import ConfigError, SAEError, UnknownNameError
-from sae_lens_gemma4.training.restore import inference_form, load_sae, restore_training_sae, training_form
+from sae_lens_gemma4.training.forms import FORMS, TopKForm
+from sae_lens_gemma4.training.restore import (
+    inference_form,
+    load_sae,
+    restore_training_sae,
+    training_form,
+    write_training_folder,
+)
 from tests.catalogue import checkpoints
 from tests.support import D_IN, D_SAE, trained
 
@@ -31,7 +42,8 @@ def test_a_saved_sae_comes_back_as_its_own_class_and_computes_the_same(tmp_path,
     sae = trained(cls, rescale)
     sae.save_inference_model(tmp_path)
     back = restore_training_sae(tmp_path)
-    assert type(back) is cls
+    assert isinstance(back, cls)
+    assert type(back) is FORMS[back.cfg.architecture()]
     assert back.cfg.k == 4
     assert back.cfg.rescale_acts_by_decoder_norm is rescale
     assert back.cfg.metadata.author_note == {"kept": [1, 2]}
@@ -58,8 +70,6 @@ def test_the_threshold_is_carried_in_float64(tmp_path):
 
 
 def test_stock_restores_another_class_which_is_why_this_exists(tmp_path):
-    from sae_lens import TrainingSAE
-
     trained().save_inference_model(tmp_path)
     assert type(TrainingSAE.load_from_disk(tmp_path)).__name__ == "JumpReLUTrainingSAE"
 
@@ -96,12 +106,86 @@ def test_settings_can_be_overridden_and_typos_are_named(tmp_path):
         restore_training_sae(tmp_path, architecture="batch_topk")
 
 
-def test_thresholds_of_their_own_are_refused():
+@pytest.fixture
+def own_thresholds():
+    """A matryoshka SAE as saved, whose thresholds differ by a factor of eight."""
     sae = inference_form(trained())
     with torch.no_grad():
-        sae.threshold[3] *= 2
-    with pytest.raises(SAEError, match=r"0\.7 to 1\.4"):
-        training_form(sae)
+        sae.threshold.copy_(torch.linspace(0.2, 1.6, D_SAE))
+    return sae
+
+
+def test_thresholds_of_their_own_are_refused(own_thresholds):
+    with pytest.raises(SAEError, match=r"0\.2 to 1\.6.*absorb_thresholds=True"):
+        training_form(own_thresholds)
+
+
+def test_thresholds_of_their_own_are_absorbed_into_the_same_function(own_thresholds, x):
+    sae = training_form(own_thresholds, absorb_thresholds=True)
+    assert float(sae.topk_threshold) == pytest.approx(0.9)
+    assert sae.cfg.rescale_acts_by_decoder_norm is False
+    back = inference_form(sae)
+    assert (back.threshold == back.threshold[0]).all()
+    torch.testing.assert_close(back(x), own_thresholds(x), atol=1e-5, rtol=1e-5)
+    scale = torch.linspace(0.2, 1.6, D_SAE) / 0.9
+    torch.testing.assert_close(back.encode(x) * scale, own_thresholds.encode(x), atol=1e-5, rtol=1e-5)
+
+
+def test_absorbing_leaves_one_threshold_for_all_alone():
+    sae = inference_form(trained())
+    restored = training_form(sae, absorb_thresholds=True)
+    assert restored.cfg.rescale_acts_by_decoder_norm is True
+    assert torch.equal(restored.W_enc, sae.W_enc)
+
+
+def test_what_cannot_be_absorbed_is_refused(own_thresholds):
+    with pytest.raises(SAEError, match="would take them out again"):
+        training_form(own_thresholds, absorb_thresholds=True, rescale_acts_by_decoder_norm=True)
+    with torch.no_grad():
+        own_thresholds.threshold[:3] = 0
+    with pytest.raises(SAEError, match="3 of 32 thresholds are 0 or less"):
+        training_form(own_thresholds, absorb_thresholds=True)
+
+
+JUMPRELU = {"l0_coefficient": 2.0, "jumprelu_bandwidth": 0.1, "jumprelu_sparsity_loss_mode": "step"}
+
+
+def test_a_jumprelu_is_restored_with_its_thresholds(own_thresholds, x):
+    with torch.no_grad():
+        own_thresholds.threshold[0] = -1.0
+    sae = training_form(own_thresholds, architecture="jumprelu", dtype="bfloat16", **JUMPRELU)
+    assert sae.threshold.dtype == torch.float32
+    sae = training_form(own_thresholds, architecture="jumprelu", **JUMPRELU)
+    assert type(sae) is JumpReLUTrainingSAE
+    assert torch.equal(sae.encode(x), own_thresholds.encode(x))
+    assert torch.equal(inference_form(sae)(x), own_thresholds(x))
+    assert sae.cfg.metadata.training_architecture == "jumprelu"
+    assert sae.cfg.l0_coefficient == 2.0
+    with pytest.raises(SAEError, match="k_aux"):
+        training_form(own_thresholds, architecture="jumprelu", k_aux=4, **JUMPRELU)
+
+
+@pytest.mark.parametrize("cls", [MatryoshkaBatchTopKTrainingSAE, BatchTopKTrainingSAE, TopKTrainingSAE])
+def test_stock_goes_on_from_a_training_folder(tmp_path, x, cls):
+    """What stock's runner does with `from_pretrained_path`, in the class that it does it with."""
+    trained(cls).save_inference_model(tmp_path / "published")
+    ours = restore_training_sae(tmp_path / "published", k=6)
+    write_training_folder(ours, tmp_path / "training")
+    theirs = TrainingSAE.load_from_disk(tmp_path / "training", "cpu")
+    assert type(theirs) is cls
+    assert theirs.cfg.k == 6
+    assert theirs.cfg.metadata.author_note == {"kept": [1, 2]}
+    assert torch.equal(theirs.encode(x), ours.encode(x))
+    if cls is not TopKTrainingSAE:
+        assert float(theirs.topk_threshold) == pytest.approx(0.7, rel=1e-6)
+
+
+@pytest.mark.parametrize("cls", [MatryoshkaBatchTopKTrainingSAE, TopKTrainingSAE])
+def test_a_training_folder_is_a_source_too(tmp_path, x, cls):
+    sae = trained(cls)
+    sae.save_model(tmp_path)
+    torch.testing.assert_close(load_sae(tmp_path)(x), inference_form(sae)(x))
+    assert isinstance(restore_training_sae(tmp_path), cls)
 
 
 def test_an_sae_that_says_too_little_is_refused_with_what_it_lacks():
@@ -112,10 +196,17 @@ def test_an_sae_that_says_too_little_is_refused_with_what_it_lacks():
         training_form(bare, architecture="matryoshka_batchtopk")
     with pytest.raises(SAEError, match="states rescale_acts_by_decoder_norm, which"):
         training_form(bare, architecture="batchtopk", k=3)
-    with pytest.raises(SAEError, match="from a jumprelu SAE, not a standard one"):
-        training_form(StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)), architecture="batchtopk")
     with pytest.raises(SAEError, match="from a topk SAE, not a jumprelu one"):
         training_form(bare, architecture="topk")
+    with pytest.raises(SAEError, match="states l0_coefficient, jumprelu_bandwidth, jumprelu_sparsity_loss_mode, which"):
+        training_form(bare, architecture="jumprelu")
+    with pytest.raises(SAEError, match="A standard SAE cannot be trained on"):
+        training_form(StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)), architecture="batchtopk")
+
+
+def test_a_form_with_one_way_to_train_it_need_not_be_named():
+    sae = TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=5))
+    assert type(training_form(sae)) is TopKForm
 
 
 def test_rescaling_by_norms_that_were_never_folded_in_is_refused(x):
@@ -125,6 +216,9 @@ def test_rescaling_by_norms_that_were_never_folded_in_is_refused(x):
         training_form(sae, rescale_acts_by_decoder_norm=True)
     back = inference_form(training_form(sae))
     assert torch.equal(back.encode(x), sae.encode(x))
+    topk = TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=5, rescale_acts_by_decoder_norm=True))
+    with pytest.raises(SAEError, match="Pass rescale_acts_by_decoder_norm=True"):
+        training_form(topk, rescale_acts_by_decoder_norm=False)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +233,9 @@ def test_rescaling_by_norms_that_were_never_folded_in_is_refused(x):
         ({"d_sae": 64}, UnknownNameError, "setting"),
         ({"metadata": {}}, UnknownNameError, "setting"),
         ({"normalize_activations": "layer_norm"}, UnknownNameError, "setting"),
+        ({"topk_threshold_lr": 1.5}, SAEError, r"0\.\.1"),
+        ({"dtype": "float23"}, UnknownNameError, "'float32'"),
+        ({"k_aux": 0}, SAEError, "k_aux must be 1 or more"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(settings, error, message):

@@ -1,0 +1,100 @@
+"""Whether an event did harm: what the training stream says after it, against what it said before.
+
+Resampled latents that are too large win the batch's selection everywhere; the smallest activation selected jumps, the
+running threshold follows it for a hundred steps, and the SAE that would be saved is another one. Nothing in sae_lens
+looks. The sign is there within a few batches, long before the threshold has moved, so that is where this looks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from sae_lens.saes.sae import TrainStepOutput
+
+from sae_lens_gemma4.training.phases import Guard
+
+BASELINE = 20
+"""Steps whose means are what an event is compared with."""
+_RECENT = 5
+"""Steps whose means are compared."""
+_NO_GUARD = Guard()  # says how long an event is looked at that nobody judges
+
+
+class Signs(NamedTuple):
+    """What one step on the training stream shows.
+
+    Attributes:
+        selected_from: smallest activation selected, which a batch top-k threshold is the moving average of; None for
+            architectures without one.
+        ve: variance explained in the batch, in the training form; NaN where that is no number.
+    """
+
+    selected_from: float | None
+    ve: float
+
+
+@torch.no_grad()
+def signs(output: TrainStepOutput, *, has_threshold: bool) -> Signs:
+    """Those of a step; costs a pass over the batch, and one over its activations where there is a threshold."""
+    x_nd = output.sae_in.float()
+    variance = float((x_nd - x_nd.mean(dim=0)).square().sum(dim=1).mean())
+    ve = 1 - float(output.losses["mse_loss"].detach()) / variance if variance > 0 else math.nan
+    if not has_threshold:
+        return Signs(None, ve)
+    acts_nf = output.feature_acts
+    values = acts_nf.coalesce().values() if acts_nf.is_sparse else acts_nf
+    smallest = float(torch.where(values > 0, values, torch.inf).min()) if values.numel() else math.inf
+    return Signs(smallest if math.isfinite(smallest) else None, ve)
+
+
+def mean_signs(rows: Sequence[Signs]) -> Signs:
+    """The means over several steps; NaN and None without any."""
+    selected = [row.selected_from for row in rows if row.selected_from is not None]
+    ve = sum(row.ve for row in rows) / len(rows) if rows else math.nan
+    return Signs(sum(selected) / len(selected) if selected else None, ve)
+
+
+@dataclass
+class Watch:
+    """Looks at the steps after an event, up to `window_steps` of the guard; without one it records and never judges.
+
+    Args:
+        before: the means before it.
+    """
+
+    guard: Guard | None
+    before: Signs
+    seen: list[Signs] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        return len(self.seen) >= (self.guard or _NO_GUARD).window_steps
+
+    @property
+    def after(self) -> Signs:
+        """The means of the last few steps."""
+        return mean_signs(self.seen[-_RECENT:])
+
+    def harm(self, loss: float, row: Signs) -> str | None:
+        """What the event did wrong, if this next step shows it."""
+        self.seen.append(row)
+        if self.guard is None:
+            return None
+        if not math.isfinite(loss) or not math.isfinite(row.ve):
+            return "the loss is no number"
+        if len(self.seen) < _RECENT:
+            return None
+        was, now = self.before, self.after
+        if (
+            was.selected_from
+            and now.selected_from
+            and now.selected_from > self.guard.threshold_ratio * was.selected_from
+        ):
+            return f"the smallest activation selected went from {was.selected_from:.4g} to {now.selected_from:.4g}"
+        if now.ve < was.ve - self.guard.ve_drop:
+            return f"variance explained went from {was.ve:.3f} to {now.ve:.3f}"
+        return None
