@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
+from safetensors import SafetensorError
 
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.result import SAEEvaluation, write_json
@@ -91,8 +92,9 @@ def _result(
     )
     try:
         _write_record(loop, sae, result)
-    except OSError as e:
-        raise ConfigError(f"The record of {path} cannot be written: {e.strerror or e}. The SAE is saved.") from e
+    except (OSError, SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise ConfigError(f"The record of {path} cannot be written: {reason}. The SAE is saved.") from e
     return result
 
 

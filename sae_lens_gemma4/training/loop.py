@@ -193,7 +193,7 @@ class Loop:
 
 
 def _is_due(trainee: Trainee, every: int | None) -> bool:
-    """Whether held-out figures are wanted: at the asked interval, and where a later phase wants the best state."""
+    """Whether held-out figures are wanted: at the asked interval, and at the end of a phase that another follows."""
     known = trainee.evaluations and trainee.evaluations[-1]["step"] == trainee.step  # after an event was taken back
     if every is None or known:
         return False

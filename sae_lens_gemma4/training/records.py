@@ -127,8 +127,8 @@ def set_metadata(prepared: Prepared, sae: PreparedSAE, skipped: list[dict[str, A
     metadata.context_size = next(iter(prepared.heldout.values())).context_size
     metadata.prepend_bos = cfg.data.bos
     metadata.exclude_special_tokens = cfg.data.exclude_special_tokens
-    metadata.dataset_path = " + ".join(corpus["name"] for corpus in data_facts(prepared)["train"])
     run = lineage(prepared, sae, skipped)
+    metadata.dataset_path = " + ".join(corpus["name"] for corpus in run["data"]["train"])
     metadata.continued_from = run.pop("base")
     metadata.continued_tokens = sae.trainee.step * sae.trainee.batch_size
     metadata.training_run = run
@@ -183,9 +183,9 @@ def _phases(prepared: Prepared, sae: PreparedSAE) -> list[dict[str, Any]]:
 def result_document(
     prepared: Prepared, sae: PreparedSAE, result: SAEResult, skipped: list[dict[str, Any]], seconds: float
 ) -> dict[str, Any]:
-    """`result.json`: plain data, every figure that was measured."""
-    trainee, cfg = sae.trainee, prepared.cfg
-    run = lineage(prepared, sae, skipped)
+    """`result.json`: plain data, every figure that was measured, with the lineage that `set_metadata` wrote down."""
+    trainee, cfg, metadata = sae.trainee, prepared.cfg, sae.trainee.sae.cfg.metadata
+    run = metadata.training_run
     document: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
@@ -196,10 +196,10 @@ def result_document(
             "d_in": trainee.sae.cfg.d_in,
             "d_sae": trainee.sae.cfg.d_sae,
             "k": getattr(trainee.sae.cfg, "k", None),
-            "base": run["base"],
+            "base": metadata.continued_from,
             "model": {
-                "name": trainee.sae.cfg.metadata.model_name,
-                "class_name": trainee.sae.cfg.metadata.model_class_name,
+                "name": metadata.model_name,
+                "class_name": metadata.model_class_name,
                 "dtype": str(next(iter(prepared.model.parameters())).dtype).removeprefix("torch."),
                 "device": cfg.model.device,
                 "kwargs": cfg.model.kwargs,

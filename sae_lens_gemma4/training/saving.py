@@ -101,7 +101,7 @@ def check_run_folder(folder: str | Path, *, resume: bool, replace: bool, keep: I
 
     Args:
         resume: a run may be in it, and goes on.
-        replace: a run may be in it, and is removed (by `make_run_folder`).
+        replace: a run may be in it, and is removed (by `clear_run_folder`).
         keep: files and folders that the run reads, which must not lie in what is removed.
 
     Raises:
