@@ -7,6 +7,7 @@ python recipes/check_docs.py --write    # put the tables in, then run the code
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import traceback
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from ablation_tables import tables
 
+from sae_lens_gemma4.bench import targets
 from sae_lens_gemma4.catalogue import table
 from sae_lens_gemma4.catalogue.formats import FORMS
 from sae_lens_gemma4.catalogue.registry import releases
@@ -24,7 +26,7 @@ from sae_lens_gemma4.models.geometry import LayerGeometry
 from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS, HF_PREFIX, MODEL_HOOKS, Hook, bridge_path, hf_name, site_of
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("continue-training.md", "evaluation.md", "models.md", "releases.md")
+PAGES = ("continue-training.md", "evaluation.md", "models.md", "performance.md", "releases.md")
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 LAYERS: dict[str, tuple[str, Callable[[LayerGeometry], bool]]] = {
@@ -90,9 +92,19 @@ def ablations() -> str:
     return tables(DOCS / "ablations.json")
 
 
+def performance() -> str:
+    """What a step costs, for `docs/performance.md`: of all that `bench step` and `bench train` wrote as JSON."""
+    steps, trains = (
+        [json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob(f"performance-{bench}*.json"))]
+        for bench in ("step", "train")
+    )
+    return f"\n{targets.page([device for devices in steps for device in devices], trains)}\n\n"
+
+
 MADE: dict[str, Callable[[], str]] = {
     "ablations": ablations,
     "hook tables": hook_tables,
+    "performance": performance,
     "forms": forms,
     "releases": catalogue,
 }

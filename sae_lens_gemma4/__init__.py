@@ -44,10 +44,17 @@ if TYPE_CHECKING:
     from sae_lens_gemma4.models.proxy import Gemma4ProxyLM as Gemma4ProxyLM
     from sae_lens_gemma4.training.config import ContinueTrainingConfig as ContinueTrainingConfig
     from sae_lens_gemma4.training.evaluator import HeldOutEvaluator as HeldOutEvaluator
+    from sae_lens_gemma4.training.fast import FastBatchTopKTrainingSAEConfig as FastBatchTopKTrainingSAEConfig
+    from sae_lens_gemma4.training.fast import (
+        FastMatryoshkaBatchTopKTrainingSAEConfig as FastMatryoshkaBatchTopKTrainingSAEConfig,
+    )
+    from sae_lens_gemma4.training.fast import FastTopKTrainingSAEConfig as FastTopKTrainingSAEConfig
+    from sae_lens_gemma4.training.fast import stock_form as stock_form
     from sae_lens_gemma4.training.records import ContinueTrainingResult as ContinueTrainingResult
     from sae_lens_gemma4.training.restore import restore_training_sae as restore_training_sae
     from sae_lens_gemma4.training.runner import ContinueTrainingRunner as ContinueTrainingRunner
     from sae_lens_gemma4.training.stock import from_runner_config as from_runner_config
+    from sae_lens_gemma4.training.trainer import SparseTrainer as SparseTrainer
 
 __version__ = "0.1.0"
 
@@ -85,6 +92,11 @@ _HOMES = {
     "ContinueTrainingResult": "training.records",
     "ContinueTrainingRunner": "training.runner",
     "from_runner_config": "training.stock",
+    "FastBatchTopKTrainingSAEConfig": "training.fast",
+    "FastMatryoshkaBatchTopKTrainingSAEConfig": "training.fast",
+    "FastTopKTrainingSAEConfig": "training.fast",
+    "SparseTrainer": "training.trainer",
+    "stock_form": "training.fast",
 }
 __all__ = ["__version__", "register", "testing", "unregister", *sorted(_HOMES)]
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS, NAMED_PRETRAINED_SAE_LOADERS
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 
 from sae_lens_gemma4.catalogue import LOADER
 from sae_lens_gemma4.errors import (
@@ -29,6 +30,7 @@ from sae_lens_gemma4.errors import (
     nearest,
     warn_caller,
 )
+from sae_lens_gemma4.training.fast import FAST
 
 WRAPPED = {
     # load_model.py:18, an if-chain over class names
@@ -94,6 +96,8 @@ def register() -> None:
         setattr(pkgutil.resolve_name(holder), name, wrapper)
     NAMED_PRETRAINED_SAE_LOADERS[LOADER] = _load_sae
     NAMED_PRETRAINED_SAE_CONFIG_GETTERS[LOADER] = _load_sae_config
+    for architecture, classes in FAST.items():
+        register_sae_training_class(architecture, *classes)
 
 
 def unregister() -> None:
@@ -113,6 +117,8 @@ def unregister() -> None:
     _originals.clear()
     for registry in (NAMED_PRETRAINED_SAE_LOADERS, NAMED_PRETRAINED_SAE_CONFIG_GETTERS):
         registry.pop(LOADER, None)
+    for architecture in FAST:
+        SAE_TRAINING_CLASS_REGISTRY.pop(architecture, None)
 
 
 def _lookup(holder: str, name: str) -> Any:

@@ -19,6 +19,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as sae_lens does
+
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 

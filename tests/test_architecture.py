@@ -9,7 +9,8 @@ import sae_lens_gemma4
 
 ROOT = Path(sae_lens_gemma4.__file__).parent
 ORDER = [
-    "errors", "mapping", "embedded", "racing", "models", "catalogue", "activations", "evaluation", "training", "report",
+    "errors", "mapping", "embedded",
+    "kernels", "models", "catalogue", "activations", "evaluation", "training", "bench", "report",
     "publishing", "demo", "cli",
 ]  # fmt: skip
 EXCEPTIONS = {("evaluation/result.py", "report")}

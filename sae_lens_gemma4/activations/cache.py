@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +45,6 @@ class ActivationCache:
         kept_b = corpus.keep_bp.sum(dim=1)
         self._ends_b = kept_b.cumsum(0)
         self._starts_b = self._ends_b - kept_b
-        self._acts: dict[str, torch.Tensor] = {}
 
     @staticmethod
     def size(corpus: Corpus, widths: Mapping[str, int], dtype: torch.dtype) -> int:
@@ -153,18 +153,32 @@ class ActivationCache:
         for name in hook_names:
             check_name("hook", name, self.widths, f"The activation cache {self.folder} does not hold it.")
 
-    def read(self, hook_name: str, blocks: torch.Tensor) -> torch.Tensor:
-        """Activations `[t, d]` of these blocks, in their order, as a copy on the CPU in the cache's dtype."""
-        if hook_name not in self._acts:
-            shape = (self.corpus.n_tokens, self.widths[hook_name])
-            self._acts[hook_name] = torch.from_file(  # a private map: it never writes to the file
-                str(self.folder / _file(hook_name)),
-                shared=False,
-                size=shape[0] * shape[1],
-                dtype=_DTYPES[self.made_of["dtype"]],
-            ).view(shape)
-        acts_td = self._acts[hook_name]
-        return torch.cat([acts_td[self._starts_b[b] : self._ends_b[b]] for b in blocks])
+    def read(self, hook_name: str, blocks: torch.Tensor, *, pinned: bool = False) -> torch.Tensor:
+        """Activations `[t, d]` of these blocks, in their order, as a copy on the CPU in the cache's dtype.
+
+        The file is read in its own order, straight into the copy.
+
+        Args:
+            pinned: into memory from which a CUDA device copies by itself.
+
+        Raises:
+            ConfigError: the file ends early, or cannot be read.
+        """
+        width, dtype = self.widths[hook_name], _DTYPES[self.made_of["dtype"]]
+        starts_b, sizes_b = self._starts_b[blocks], (self._ends_b - self._starts_b)[blocks]
+        acts_td = torch.empty((int(sizes_b.sum()), width), dtype=dtype, pin_memory=pinned)
+        into = acts_td.view(-1).view(torch.uint8).numpy().data
+        row = width * dtype.itemsize
+        places = zip(starts_b.tolist(), (sizes_b.cumsum(0) - sizes_b).tolist(), sizes_b.tolist(), strict=True)
+        path = self.folder / _file(hook_name)
+        try:
+            with path.open("rb", buffering=0) as file:
+                for start, place, size in sorted(places):
+                    file.seek(start * row)
+                    _fill(file, into[place * row : (place + size) * row])
+        except OSError as e:
+            raise ConfigError(f"The activation cache {self.folder} cannot be read: {e}") from e
+        return acts_td
 
 
 def _made_of(fingerprint: str, corpus: Corpus, dtype: torch.dtype, isolate_documents: bool) -> dict[str, Any]:
@@ -195,6 +209,15 @@ def _file(hook_name: str) -> str:
 
 def _write(file: BinaryIO, acts: torch.Tensor) -> None:
     file.write(acts.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _fill(file: FileIO, into: memoryview) -> None:
+    """Read until `into` is full; `OSError` if the file ends before."""
+    while into:
+        n_bytes = file.readinto(into)
+        if not n_bytes:
+            raise OSError(f"{file.name} ends {len(into):,} bytes too early, delete the cache")
+        into = into[n_bytes:]
 
 
 def _gigabytes(n_bytes: int) -> str:

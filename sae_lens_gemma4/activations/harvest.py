@@ -61,6 +61,38 @@ def harvest(
         UnknownNameError: a hook that the model does not have.
         DataError: activations that are not finite, naming hook and document, or not one row a position.
     """
+    for batch, found in forwards(
+        model, corpus, hook_names, batch_blocks=batch_blocks, shuffle=shuffle, isolate_documents=isolate_documents
+    ):
+        kept_t = batch.keep_bp.flatten().nonzero()[:, 0]
+        acts = {
+            name: acts_bpd.flatten(0, 1).index_select(0, kept_t.to(acts_bpd.device)) for name, acts_bpd in found.items()
+        }
+        documents = batch.document_bp[batch.keep_bp]
+        for name, acts_td in acts.items() if require_finite else ():
+            finite_t = finite_rows(acts_td)
+            if not finite_t.all():
+                text, bad = batch.locate(int(documents[~finite_t.cpu()][0]))
+                raise DataError(f"Activations at {name} are not finite, first in document {bad} of {text!r}.")
+        positions = torch.arange(batch.context_size).expand_as(batch.tokens_bp)[batch.keep_bp]
+        roles = None if batch.role_bp is None else batch.role_bp[batch.keep_bp]
+        yield Harvest(acts, batch.tokens_bp[batch.keep_bp], documents, positions, roles)
+
+
+@torch.no_grad()
+def forwards(
+    model: HookedModel,
+    corpus: Corpus,
+    hook_names: Sequence[str],
+    *,
+    batch_blocks: int = 16,
+    shuffle: torch.Generator | None = None,
+    isolate_documents: bool = False,
+) -> Iterator[tuple[Corpus, dict[str, torch.Tensor]]]:
+    """Each batch of blocks and, for each hook, what the model left there: `[block, pos, …]`, tokens masked or not.
+
+    For those who put rows where they want them; arguments and errors are `harvest`'s.
+    """
     isolated = isolation(model, isolate_documents)
     known = {name: require_hook(model, name) for name in hook_names}
     stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
@@ -74,21 +106,11 @@ def harvest(
             prepend_bos=False,
             **isolated,
         )
-        acts = {}
-        for name, known_name in known.items():
-            acts_bpd = cache[known_name]
+        acts = {name: cache[known_name] for name, known_name in known.items()}
+        for name, acts_bpd in acts.items():
             if acts_bpd.shape[:2] != batch.tokens_bp.shape:
                 raise DataError(f"{name} is {tuple(acts_bpd.shape)}, not [block, pos, …]: it cannot be harvested.")
-            acts[name] = acts_bpd[batch.keep_bp.to(acts_bpd.device)]
-        documents = batch.document_bp[batch.keep_bp]
-        for name, acts_td in acts.items() if require_finite else ():
-            finite_t = finite_rows(acts_td)
-            if not finite_t.all():
-                text, bad = batch.locate(int(documents[~finite_t.cpu()][0]))
-                raise DataError(f"Activations at {name} are not finite, first in document {bad} of {text!r}.")
-        positions = torch.arange(batch.context_size).expand_as(batch.tokens_bp)[batch.keep_bp]
-        roles = None if batch.role_bp is None else batch.role_bp[batch.keep_bp]
-        yield Harvest(acts, batch.tokens_bp[batch.keep_bp], documents, positions, roles)
+        yield batch, acts
 
 
 def finite_rows(acts: torch.Tensor) -> torch.Tensor:

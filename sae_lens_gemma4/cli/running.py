@@ -56,6 +56,7 @@ def train(recipe: Path, changes: tuple[str, ...], resume: bool, replace: bool, d
     """
     from sae_lens_gemma4.mapping import from_mapping, read_yaml
     from sae_lens_gemma4.training.config import ContinueTrainingConfig
+    from sae_lens_gemma4.training.parallel import leads
 
     if resume and replace:
         raise ConfigError("--resume goes on with a run and --replace removes it: choose one.")
@@ -71,7 +72,8 @@ def train(recipe: Path, changes: tuple[str, ...], resume: bool, replace: bool, d
     if dry_run:
         from sae_lens_gemma4.training.planning import plan
 
-        print_plan(plan(runner.prepare()))
+        if leads():
+            print_plan(plan(runner.prepare()))
         return
     try:
         result = runner.run(resume=resume, replace=replace)
@@ -80,6 +82,8 @@ def train(recipe: Path, changes: tuple[str, ...], resume: bool, replace: bool, d
             f"\nStopped. What was reached is in {cfg.output}; --resume goes on from its last checkpoint.", err=True
         )
         raise
+    if not leads():
+        return
     from sae_lens_gemma4.publishing.card import write_cards
     from sae_lens_gemma4.publishing.push import push as push_run
 

@@ -20,6 +20,9 @@ from sae_lens.saes.gated_sae import GatedSAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.standard_sae import StandardSAE
 
+from sae_lens_gemma4.kernels.dispatch import kernels_for
+from sae_lens_gemma4.kernels.pattern import pattern
+
 CHUNK_LATENTS = 2**25
 """Latent activations held at once: 128 MiB in float32."""
 CHUNK_VALUES = 2**23
@@ -111,15 +114,8 @@ def _sums_of_rows(sae: SAE[Any], active: ActiveLatents, n_tokens: int, widths: S
     edges = torch.tensor(widths, device=active.latent_a.device)
     level_a = torch.bucketize(active.latent_a, edges, right=True)
     inside = level_a < n
-    bag_a = (active.token_a * n + level_a)[inside]
-    counts = torch.bincount(bag_a, minlength=n_tokens * n)
-    parts = torch.nn.functional.embedding_bag(
-        active.latent_a[inside],
-        sae.W_dec,
-        counts.cumsum(0) - counts,
-        mode="sum",
-        per_sample_weights=active.value_a[inside].to(sae.W_dec.dtype),
-    )
+    rows = pattern((active.token_a * n + level_a)[inside], active.latent_a[inside], n_tokens * n)
+    parts = kernels_for(sae.W_dec.device).sums(rows, active.value_a[inside], sae.W_dec)
     return parts.view(n_tokens, n, -1).cumsum(1).movedim(1, 0) + sae.b_dec
 
 

@@ -64,6 +64,7 @@ class SAEForm:
         settings: fields of the architecture's config (`k`, `matryoshka_widths`, …).
         k_aux: dead latents that the auxiliary loss uses a token; half of d_in if None, as in sae_lens.
         dtype: of the weights; the base SAE's, or float32.
+        device: on which it is trained; the model's if None.
     """
 
     hook_name: str | None = None
@@ -72,11 +73,14 @@ class SAEForm:
     settings: dict[str, Any] = field(default_factory=dict)
     k_aux: int | None = None
     dtype: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         positive(self, "sae", "d_sae", "k_aux")
         if self.dtype is not None:
             check_name("dtype", self.dtype, DTYPE_MAP)
+        if self.device is not None:
+            _check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +96,7 @@ class Model:
     def __post_init__(self) -> None:
         if self.dtype is not None:
             check_name("dtype", self.dtype, DTYPE_MAP)
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as e:
-            raise ConfigError(f"Device {self.device!r} cannot be used: {str(e).splitlines()[0]}") from e
+        _check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +296,13 @@ class ContinueTrainingConfig:
             return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         except yaml.YAMLError as e:
             raise ConfigError(f"The configuration cannot be kept as a recipe: {' '.join(map(str, e.args))}.") from e
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ConfigError(f"Device {device!r} cannot be used: {str(e).splitlines()[0]}") from e
 
 
 def _over(below: Any, above: Any) -> Any:

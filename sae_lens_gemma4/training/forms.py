@@ -24,10 +24,10 @@ from sae_lens import (
 )
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.registry import get_sae_training_class
-from sae_lens.saes.topk_sae import act_times_W_dec, calculate_topk_aux_acts
 
 from sae_lens_gemma4.errors import SAEError, check_name
 from sae_lens_gemma4.mapping import typed
+from sae_lens_gemma4.training.sparse_step import SparseBatchStep, SparseStep
 
 SETTLED = 2**31
 """Updates after which a running threshold is a plain moving average; what a threshold that was given counts as."""
@@ -37,86 +37,38 @@ OF_THE_WEIGHTS = {"apply_b_dec_to_input", "decoder_init_norm"}
 """Fields that come with weights that exist, and are settings only where there are none yet."""
 
 
-class _FreeAux(TopKTrainingSAE):
-    """The auxiliary loss of Gao et al. (2406.04093, A.2) with `k_aux` free; sae_lens's own where it is None."""
-
-    k_aux: int | None = None
-
-    def calculate_topk_aux_loss(
-        self,
-        sae_in: torch.Tensor,
-        sae_out: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        dead_neuron_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if self.k_aux is None or dead_neuron_mask is None:
-            return super().calculate_topk_aux_loss(sae_in, sae_out, hidden_pre, dead_neuron_mask)
-        loss = self._aux_loss(self.k_aux, sae_in - sae_out, hidden_pre, self.W_dec, dead_neuron_mask)
-        return self.cfg.aux_loss_coefficient * loss
-
-    def _aux_loss(
-        self,
-        k_aux: int,
-        residual_nd: torch.Tensor,
-        hidden_nf: torch.Tensor,
-        W_dec_fd: torch.Tensor,
-        dead_f: torch.Tensor,
-    ) -> torch.Tensor:
-        """Squared error of the residual as told by a token's `k_aux` best dead latents, less where fewer are dead."""
-        n_dead = int(dead_f.sum())
-        if n_dead == 0:
-            return residual_nd.new_tensor(0.0)
-        acts_nf = calculate_topk_aux_acts(min(k_aux, n_dead), hidden_nf, dead_f)
-        told_nd = act_times_W_dec(acts_nf, W_dec_fd, self.cfg.rescale_acts_by_decoder_norm)
-        return min(n_dead / k_aux, 1.0) * (told_nd - residual_nd.detach()).pow(2).sum(dim=-1).mean()
-
-
-class _DebiasedThreshold(BatchTopKTrainingSAE):
-    """The running threshold as a mean of what was seen (Adam's debiasing), from the first step on."""
-
-    threshold_updates: int = 0
-    """Updates so far. Part of the state, as the threshold is, but no tensor: saved folders stay sae_lens's."""
-
-    @torch.no_grad()
-    def update_topk_threshold(self, acts_topk: torch.Tensor) -> None:
-        smallest = torch.where(acts_topk > 0, acts_topk, torch.inf).min().to(self.topk_threshold.dtype)
-        if not torch.isfinite(smallest):
-            return
-        self.threshold_updates += 1
-        rate = self.cfg.topk_threshold_lr
-        rate = rate and rate / (1 - (1 - rate) ** self.threshold_updates)
-        self.topk_threshold = (1 - rate) * self.topk_threshold + rate * smallest
-
-
-class TopKForm(_FreeAux):
+class TopKForm(SparseStep, TopKTrainingSAE):
     """sae_lens's TopK."""
 
 
-class BatchTopKForm(_FreeAux, _DebiasedThreshold):
+class _DebiasedThreshold(SparseBatchStep):
+    """The running threshold as a mean of what was seen (Adam's debiasing), from the first step on."""
+
+    threshold_updates: torch.Tensor
+    """Updates so far. Part of the state, as the threshold is, but not of saved folders: these stay sae_lens's."""
+
+    def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self.register_buffer("threshold_updates", torch.tensor(0), persistent=False)
+
+    @torch.no_grad()
+    def follow_threshold(self, smallest: torch.Tensor) -> None:
+        rate, smallest = self.cfg.topk_threshold_lr, smallest.to(self.topk_threshold.dtype)
+        if rate == 0:
+            return
+        seen = smallest.isfinite()
+        self.threshold_updates = self.threshold_updates + seen
+        share = rate / (1 - (1 - rate) ** self.threshold_updates.double())
+        moved = (1 - share) * self.topk_threshold + share * smallest
+        self.topk_threshold = torch.where(seen, moved, self.topk_threshold)
+
+
+class BatchTopKForm(_DebiasedThreshold, BatchTopKTrainingSAE):
     """sae_lens's BatchTopK."""
 
 
-class MatryoshkaForm(_FreeAux, _DebiasedThreshold, MatryoshkaBatchTopKTrainingSAE):
-    """sae_lens's Matryoshka BatchTopK; `k_aux` counts for each width where the auxiliary loss is per width."""
-
-    def calculate_matryoshka_aux_loss(
-        self,
-        sae_in: torch.Tensor,
-        sae_out: torch.Tensor,
-        feature_acts: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        dead_neuron_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if self.k_aux is None or dead_neuron_mask is None:
-            return super().calculate_matryoshka_aux_loss(sae_in, sae_out, feature_acts, hidden_pre, dead_neuron_mask)
-        loss, start = sae_out.new_tensor(0.0), 0
-        for width, inner_nd in self._iterable_decode(feature_acts, include_outer_loss=True):
-            level = slice(start, width)
-            loss = loss + self._aux_loss(
-                self.k_aux, sae_in - inner_nd, hidden_pre[:, level], self.W_dec[level], dead_neuron_mask[level]
-            )
-            start = width
-        return self.cfg.aux_loss_coefficient * loss
+class MatryoshkaForm(_DebiasedThreshold, MatryoshkaBatchTopKTrainingSAE):
+    """sae_lens's Matryoshka BatchTopK."""
 
 
 FORMS: dict[str, type[TrainingSAE[Any]]] = {
@@ -209,7 +161,7 @@ def new_training_sae(
 
 def with_k_aux(sae: TrainingSAE[Any], k_aux: int | None) -> TrainingSAE[Any]:
     """`sae`, with that many dead latents a token in its auxiliary loss."""
-    if isinstance(sae, _FreeAux):
+    if isinstance(sae, SparseStep):
         sae.k_aux = k_aux
     return sae
 
@@ -217,7 +169,7 @@ def with_k_aux(sae: TrainingSAE[Any], k_aux: int | None) -> TrainingSAE[Any]:
 def settle_threshold(sae: TrainingSAE[Any]) -> None:
     """Let the running threshold, where there is one, count as found: it moves at its own rate from here on."""
     if isinstance(sae, _DebiasedThreshold):
-        sae.threshold_updates = SETTLED
+        sae.threshold_updates.fill_(SETTLED)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from sae_lens_gemma4.training.calibration import calibrate, centre
 from sae_lens_gemma4.training.evaluator import figures
 from sae_lens_gemma4.training.forms import settle_threshold
 from sae_lens_gemma4.training.journal import Journal
+from sae_lens_gemma4.training.parallel import for_reading
 from sae_lens_gemma4.training.preparing import Prepared, PreparedSAE, sample
 from sae_lens_gemma4.training.restore import inference_form
 from sae_lens_gemma4.training.trainee import Trainee
@@ -35,7 +36,7 @@ class Loop:
 
     def __init__(self, prepared: Prepared, folder: Path, journal: Journal, progress: bool) -> None:
         self.prepared, self.folder, self.journal, self.progress = prepared, folder, journal, progress
-        self.cfg = prepared.cfg
+        self.cfg, self.ranks = prepared.cfg, prepared.ranks
         self.step = 0  # batches taken from the stream
         self.seconds = 0.0
         self._last_checkpoint = 0
@@ -50,10 +51,13 @@ class Loop:
                 sae.trainee.load(saved.trainees[sae.run.name])
         else:
             self._calibrate()
+        for sae in self.prepared.saes:
+            sae.trainee.share_weights()
         hooks = dict.fromkeys(sae.hook_name for sae in self.prepared.saes if not sae.trainee.done)
         self.skipped = list(saved.stream["skipped"]) if saved is not None else []
         if not hooks:
             return
+        cache = self._cache()
         self.stream = ActivationStream(
             self.prepared.model,
             self.prepared.text,
@@ -66,8 +70,10 @@ class Loop:
             dtype=_DTYPES[a.dtype],
             device=cfg.model.device,
             max_skipped=a.max_skipped,
-            cache=self._cache(),
+            cache=cache,
             position=None if saved is None else Position.from_dict(saved.stream),
+            prefetch=cache is not None or torch.device(cfg.model.device).type == "cuda",
+            ranks=for_reading(self.ranks),
         )
 
     def _cache(self) -> ActivationCache | None:
@@ -81,9 +87,11 @@ class Loop:
             "isolate_documents": self.cfg.data.isolate_documents,
         }
         hooks = prepared.hook_names
-        if Path(a.cache).exists():
-            return ActivationCache.open(a.cache, prepared.text, hooks, **made)
-        return ActivationCache.build(a.cache, prepared.model, prepared.text, hooks, batch_blocks=a.batch_blocks, **made)
+        with self.ranks.leader_first():
+            if Path(a.cache).exists():
+                return ActivationCache.open(a.cache, prepared.text, hooks, **made)
+            made["batch_blocks"] = a.batch_blocks
+            return ActivationCache.build(a.cache, prepared.model, prepared.text, hooks, **made)
 
     def _calibrate(self) -> None:
         """Fit each SAE that asks for it to the activations, before its first step."""
@@ -94,7 +102,7 @@ class Loop:
         for acts in sample(self.prepared, list(wanted.values()), n_tokens):
             for sae in wanted.values():
                 if sae.hook_name in acts and sae.run.calibration is not None:
-                    x_td = acts[sae.hook_name][: sae.run.calibration.tokens]
+                    x_td = acts[sae.hook_name][: sae.run.calibration.tokens].to(sae.trainee.sae.device)
                     if sae.base is None:
                         report = centre(sae.trainee.sae, x_td, sae.run.calibration)
                     else:
@@ -115,21 +123,25 @@ class Loop:
         ) as bar:
             if self.step == 0 and monitoring.evaluate_every is not None:
                 self._measure(saes)
-            while active := [sae for sae in saes if not sae.trainee.done]:
-                started = time.perf_counter()
-                batch = next(self.stream)
-                self.step, self.skipped = self.step + 1, self.stream.skipped
-                for sae in active:
-                    self._train(sae, batch[sae.hook_name])
-                self.seconds += time.perf_counter() - started
-                self._after_step(active)
-                bar.update(self.cfg.activations.batch_size)
+            try:
+                while active := [sae for sae in saes if not sae.trainee.done]:
+                    started = time.perf_counter()
+                    batch = next(self.stream)
+                    self.step, self.skipped = self.step + 1, self.stream.skipped
+                    for sae in active:
+                        self._train(sae, batch[sae.hook_name])
+                    self.seconds += time.perf_counter() - started
+                    self._after_step(active)
+                    bar.update(self.cfg.activations.batch_size)
+            except BaseException:
+                self.stream.close()  # it may be reading ahead
+                raise
         if self.step > self._last_checkpoint:
             self._checkpoint()  # what is left is measured again, not trained again
 
     def _train(self, sae: PreparedSAE, x_nd: torch.Tensor) -> None:
         trainee, before = sae.trainee, sae.trainee.step
-        output = trainee.train(x_nd)
+        output = trainee.train(x_nd[self.ranks.parts(len(x_nd))[self.ranks.rank]])
         taken_back = trainee.step <= before
         due = trainee.step % self.cfg.monitoring.log_every == 0 or trainee.step == 1 or trainee.ends_phase
         if due and not taken_back:
@@ -158,6 +170,7 @@ class Loop:
     def _measure(self, saes: list[PreparedSAE]) -> None:
         """Held-out figures of these SAEs as they would be saved, and nothing taken from the training stream."""
         rows: dict[str, dict[str, Any]] = {sae.run.name: {} for sae in saes}
+        self.stream.settle()  # the model is not run by two
         forms = {sae.run.name: inference_form(sae.trainee.sae) for sae in saes}
         hooks = {sae.run.name: sae.hook_name for sae in saes}
         quickly: dict[str, Any] = {
@@ -168,6 +181,7 @@ class Loop:
         for name, results in self.prepared.evaluate(forms, hooks, **quickly).items():
             for measured, result in results.items():
                 rows[measured][name] = figures(result)
+        rows = self.ranks.first(rows)  # what is best is decided once
         for sae in saes:
             trainee = sae.trainee
             scores = [row["ve"] for row in rows[sae.run.name].values() if row["ve"] is not None]
@@ -180,6 +194,9 @@ class Loop:
         return self.step - self._last_checkpoint >= self.cfg.monitoring.checkpoint_every
 
     def _checkpoint(self) -> None:
+        self._last_checkpoint = self.step
+        if not self.ranks.leads:
+            return
         state = checkpoints.Checkpoint(
             step=self.step,
             stream=self.stream.position.to_dict(),
@@ -189,7 +206,6 @@ class Loop:
             trainees={sae.run.name: sae.trainee.state() for sae in self.prepared.saes},
         )
         checkpoints.save_checkpoint(self.folder, state)
-        self._last_checkpoint = self.step
 
 
 def _is_due(trainee: Trainee, every: int | None) -> bool:

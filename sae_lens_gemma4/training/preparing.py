@@ -7,6 +7,7 @@ expensive way to learn of it. So all of a recipe is loaded, checked and planned 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from sae_lens_gemma4.errors import ConfigError, DataError, SAEError
 from sae_lens_gemma4.evaluation.evaluate import evaluate_saes
 from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
 from sae_lens_gemma4.evaluation.result import SAEEvaluation
+from sae_lens_gemma4.kernels.ranks import ALONE, Ranks
 from sae_lens_gemma4.models.hook_names import layer_of
 from sae_lens_gemma4.models.interface import HookedModel, require_hook
 from sae_lens_gemma4.models.loading import load_for_sae_lens
@@ -53,6 +55,7 @@ class Prepared:
     train: list[Corpus]  # the sources of `text`, if it is held whole
     heldout: dict[str, Corpus]
     given_model: bool  # in memory, and not the one that the recipe names
+    ranks: Ranks = ALONE
     saes: list[PreparedSAE] = field(default_factory=list)
 
     @property
@@ -96,22 +99,30 @@ class Prepared:
 
 
 def prepare(
-    cfg: ContinueTrainingConfig, model: HookedModel | None = None, corpora: Mapping[str, Corpus] | None = None
+    cfg: ContinueTrainingConfig,
+    model: HookedModel | None = None,
+    corpora: Mapping[str, Corpus] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Prepared:
     """Load and check all that `cfg` names; `model` and `corpora` as `ContinueTrainingRunner` takes them.
+
+    Args:
+        ranks: who does the same, to train together.
 
     Raises:
         UnknownNameError: a release, SAE id, model class, architecture, setting or hook that does not exist.
         ModelError, SAEError, DataError, ConfigError: what cannot be loaded, restored, read or used.
     """
     runs, given = cfg.runs(), model is not None
-    bases = [_base(run, cfg.model.device) for run in runs]
+    bases = [_base(run, run.sae.device or cfg.model.device) for run in runs]
     forms = [None if base is None else _restored(base, run) for base, run in zip(bases, runs, strict=True)]
     if model is None:
         kwargs = cfg.model.kwargs | ({"dtype": cfg.model.dtype} if cfg.model.dtype else {})
         model = load_for_sae_lens(cfg.model.class_name, cfg.model.name, cfg.model.device, kwargs)
     hooks = [require_hook(model, _hook(run, base)) for run, base in zip(runs, bases, strict=True)]
-    prepared = Prepared(cfg, model, *_texts(cfg, model.tokenizer, corpora or {}), given)
+    with ranks.leader_first() if cfg.data.cache is not None else nullcontext():
+        texts = _texts(cfg, model.tokenizer, corpora or {})
+    prepared = Prepared(cfg, model, *texts, given, ranks)
     widths = _widths(prepared, list(dict.fromkeys(hooks)))
     for run, base, form, hook in zip(runs, bases, forms, hooks, strict=True):
         sae = form if form is not None else _new(run, widths[hook], cfg, hook)
@@ -125,7 +136,7 @@ def prepare(
         if run.gate is not None and run.gate.l0_within is not None and not hasattr(sae.cfg, "k"):
             raise ConfigError(f"gate.l0_within is about k, and a {sae.cfg.architecture()} SAE ({run.name!r}) has none.")
         plan = _phases(run, prepared, cfg.activations.batch_size)
-        trainee = Trainee(run.name, sae, run.training, plan, cfg.activations.batch_size, cfg.seed)
+        trainee = Trainee(run.name, sae, run.training, plan, cfg.activations.batch_size, cfg.seed, ranks)
         prepared.saes.append(PreparedSAE(run, base, hook, trainee))
     return prepared
 
@@ -158,7 +169,7 @@ def _new(run: SAERun, d_in: int, cfg: ContinueTrainingConfig, hook_name: str) ->
         settings=run.sae.settings,
         seed=cfg.seed,
         dtype=run.sae.dtype or "float32",
-        device=cfg.model.device,
+        device=run.sae.device or cfg.model.device,
     )
     sae.cfg.metadata.hook_name = hook_name
     return sae

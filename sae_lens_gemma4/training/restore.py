@@ -25,6 +25,7 @@ from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens_gemma4.catalogue.converter import converter
 from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import Gemma4SAEError, SAEError, UnknownNameError, check_name, nearest
+from sae_lens_gemma4.training.fast import FAST
 from sae_lens_gemma4.training.forms import (
     FORMS,
     OF_THE_WEIGHTS,
@@ -81,8 +82,8 @@ def _in_training_form(path: Path) -> bool:
         config = json.loads((path / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    return architecture in _SAVED_AS and _SAVED_AS[architecture] != architecture
+    architecture = str(config.get("architecture")) if isinstance(config, dict) else ""
+    return architecture in FAST or _SAVED_AS.get(architecture, architecture) != architecture
 
 
 @contextmanager

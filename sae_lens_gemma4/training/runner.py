@@ -7,19 +7,23 @@ is the activations, the journal, and a checkpoint from which a killed run goes o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.result import write_text
+from sae_lens_gemma4.kernels.ranks import Ranks
 from sae_lens_gemma4.models.interface import HookedModel
 from sae_lens_gemma4.training import checkpoint as checkpoints
 from sae_lens_gemma4.training.config import ContinueTrainingConfig
 from sae_lens_gemma4.training.finishing import finish
 from sae_lens_gemma4.training.journal import Journal, check_loggers
 from sae_lens_gemma4.training.loop import Loop
+from sae_lens_gemma4.training.parallel import joined, output
 from sae_lens_gemma4.training.preparing import Prepared, prepare
 from sae_lens_gemma4.training.records import RESULT_FILENAME, ContinueTrainingResult
 from sae_lens_gemma4.training.saving import RECIPE_FILENAME, check_run_folder, clear_run_folder, only_one
@@ -59,38 +63,48 @@ class ContinueTrainingRunner:
         """
         if resume and replace:
             raise ConfigError("A run is resumed or replaced, not both.")
-        cfg = self.cfg
+        with joined(self.cfg) as ranks:
+            return self._run(ranks, resume, replace)
+
+    def _run(self, ranks: Ranks, resume: bool, replace: bool) -> ContinueTrainingResult:
+        cfg, folder = self.cfg, Path(self.cfg.output).resolve()
         recipe = cfg.to_yaml() if self.model is None and not self.corpora else None
         starts = [run.warm_start.path for run in cfg.runs() if run.warm_start is not None]
-        folder = check_run_folder(cfg.output, resume=resume, replace=replace, keep=[s for s in starts if s])
+        if ranks.leads:
+            check_run_folder(folder, resume=resume, replace=replace, keep=[s for s in starts if s])
         check_loggers(list(cfg.monitoring.loggers))
-        prepared = self.prepare()
+        prepared = prepare(cfg, self.model, self.corpora, ranks)
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder):
-            return self._run(prepared, folder, recipe, resume, replace)
+        with only_one(folder) if ranks.leads else nullcontext():
+            saved = checkpoints.load_checkpoint(folder, cfg.model.device) if resume else None
+            if resume and saved is None and any(folder.glob(f"*/{RESULT_FILENAME}")):
+                raise ConfigError(f"The run in {folder} is finished; there is nothing to resume.")
+            if saved is not None:
+                checkpoints.check_same(saved.facts, checkpoints.as_json(prepared.facts()))
+            ranks.wait()  # from here on the leader writes where all have read
+            if replace and ranks.leads:
+                clear_run_folder(folder)
+            with output(folder, ranks) as own:
+                result = self._train(prepared, own, recipe, saved)
+            ranks.wait()
+        saes = {name: dataclasses.replace(sae, path=folder / name) for name, sae in result.saes.items()}
+        return dataclasses.replace(result, path=folder, saes=saes)
 
-    def _run(
-        self, prepared: Prepared, folder: Path, recipe: str | None, resume: bool, replace: bool
+    def _train(
+        self, prepared: Prepared, folder: Path, recipe: str | None, saved: checkpoints.Checkpoint | None
     ) -> ContinueTrainingResult:
-        cfg = self.cfg
-        saved = checkpoints.load_checkpoint(folder, cfg.model.device) if resume else None
-        if resume and saved is None and any(folder.glob(f"*/{RESULT_FILENAME}")):
-            raise ConfigError(f"The run in {folder} is finished; there is nothing to resume.")
-        if saved is not None:
-            checkpoints.check_same(saved.facts, checkpoints.as_json(prepared.facts()))
-        if replace:
-            clear_run_folder(folder)
+        cfg, leads = self.cfg, prepared.ranks.leads
         journal = Journal(
             folder,
             keep=saved.log if saved else 0,
-            loggers=list(cfg.monitoring.loggers),
+            loggers=list(cfg.monitoring.loggers) if leads else [],
             project=cfg.monitoring.wandb_project,
             settings=cfg.to_dict(),
         )
         try:
             if recipe is not None:
                 write_text(recipe, folder / RECIPE_FILENAME)
-            loop = Loop(prepared, folder, journal, self.progress)
+            loop = Loop(prepared, folder, journal, self.progress and leads)
             loop.start(saved)
             loop.train()
             return finish(loop)

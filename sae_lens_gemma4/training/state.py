@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from sae_lens.training.sae_trainer import SAETrainer
 
+from sae_lens_gemma4.training.trainer import placed
+
 _COUNTS = ("act_freq_scores", "n_forward_passes_since_fired")
 _NUMBERS = ("n_training_samples", "n_training_steps", "n_frac_active_samples")
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -29,7 +31,8 @@ class State:
 
 
 def copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    """As they lie in files: contiguous."""
+    return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
 def part(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -48,7 +51,7 @@ def trainer_state(trainer: SAETrainer[Any, Any]) -> State:
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "schedule": trainer.lr_scheduler.state_dict(),
         "coefficients": {name: scheduler.state_dict() for name, scheduler in trainer.coefficient_schedulers.items()},
-        "threshold_updates": getattr(sae, "threshold_updates", None),
+        "threshold_updates": int(sae.threshold_updates) if hasattr(sae, "threshold_updates") else None,
         **{name: getattr(trainer, name) for name in _NUMBERS},
     }
     return State(copies(tensors), copy.deepcopy(facts))
@@ -59,16 +62,16 @@ def load_trainer_state(trainer: SAETrainer[Any, Any], state: State) -> None:
     facts, sae, optimizer = copy.deepcopy(state.facts), trainer.sae, trainer.optimizer
     sae.load_state_dict(part(state.tensors, "sae"))
     if facts["threshold_updates"] is not None:
-        sae.threshold_updates = facts["threshold_updates"]
+        sae.threshold_updates.fill_(facts["threshold_updates"])
     count_on(trainer, copies(part(state.tensors, "counts")) | {name: facts[name] for name in _NUMBERS})
     trainer.lr_scheduler.load_state_dict(facts["schedule"])
     for name, scheduler in trainer.coefficient_schedulers.items():
         scheduler.load_state_dict(facts["coefficients"][name])
     for group, saved in zip(optimizer.param_groups, facts["groups"], strict=True):
-        group.update(saved)
+        group.update({name: value for name, value in saved.items() if name != "fused"})  # how, not what
     for name, parameter in sae.named_parameters():
         moments = {m: t for m, t in part(state.tensors, f"adam.{name}").items() if m in _ADAM}
-        optimizer.state[parameter] = {m: _placed(t, m, parameter) for m, t in moments.items()}
+        optimizer.state[parameter] = {m: placed(t, m, parameter) for m, t in moments.items()}
 
 
 def counts(trainer: SAETrainer[Any, Any]) -> dict[str, Any]:
@@ -84,8 +87,3 @@ def count_on(trainer: SAETrainer[Any, Any], counted: Mapping[str, Any]) -> None:
     trainer.n_training_samples = counted["n_training_samples"]
     trainer.n_training_steps = counted["n_training_steps"]
     trainer.n_frac_active_samples = counted["n_frac_active_samples"]
-
-
-def _placed(tensor: torch.Tensor, moment: str, parameter: torch.Tensor) -> torch.Tensor:
-    """Adam counts steps on the CPU and keeps its moments with the parameter."""
-    return tensor.clone() if moment == "step" else tensor.detach().clone().to(parameter.device)

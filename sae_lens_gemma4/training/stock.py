@@ -22,6 +22,7 @@ from sae_lens_gemma4.training.config import (
     SAEForm,
     WarmStart,
 )
+from sae_lens_gemma4.training.fast import stock_name
 from sae_lens_gemma4.training.phases import Phase, Training
 
 _SCHEDULES = {"constant": "constant", "cosineannealing": "cosine"}
@@ -88,7 +89,7 @@ def from_runner_config(
         "warm_start": None if start is None else WarmStart(path=start),
         "sae": SAEForm(
             hook_name=cfg.hook_name,
-            architecture=cfg.sae.architecture(),
+            architecture=stock_name(cfg.sae.architecture()),
             d_sae=None if start else cfg.sae.d_sae,
             settings=settings,
             dtype=cfg.sae.dtype,

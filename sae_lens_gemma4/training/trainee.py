@@ -1,6 +1,6 @@
 """One SAE in training: its phases, its events, and all of its state as plain tensors and numbers.
 
-Steps are stock's (`SAETrainer.step`), a trainer a phase. What stock does not have is around them: dead latents are
+Steps are those of `SparseTrainer`, a trainer a phase. What stock does not have is around them: dead latents are
 resampled, each such event is watched and taken back if it does harm, a phase may begin from the best state so far,
 and the state can be written down and read again, so that what goes on from it computes the same bits.
 
@@ -18,14 +18,15 @@ import torch
 from sae_lens import LoggingConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepOutput
-from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gemma4.errors import DataError
+from sae_lens_gemma4.kernels.ranks import ALONE, Ranks
 from sae_lens_gemma4.training.forms import unit_decoder
 from sae_lens_gemma4.training.phases import Phase, Training
 from sae_lens_gemma4.training.resampling import resample
 from sae_lens_gemma4.training.state import State, copies, count_on, counts, load_trainer_state, part, trainer_state
-from sae_lens_gemma4.training.watch import BASELINE, Signs, Watch, mean_signs, signs
+from sae_lens_gemma4.training.trainer import SparseTrainer
+from sae_lens_gemma4.training.watch import BASELINE, Signs, Watch, mean_signs, read_signs, signs
 
 _RECORDS = ("history", "events", "evaluations", "calibration")
 _SCHEDULES = {"cosine": "cosineannealing", "constant": "constant"}
@@ -46,8 +47,9 @@ class Trainee:
     Args:
         sae: in its training form, on the device on which it is trained; it is changed in place.
         plan: its phases.
-        batch_size: tokens a step.
+        batch_size: tokens a step, of all ranks together.
         seed: of what is drawn at random when latents are resampled.
+        ranks: who trains this SAE with other parts of each batch; all do the same to it.
 
     Attributes:
         step: steps taken; those that were taken back do not count.
@@ -60,10 +62,17 @@ class Trainee:
     """
 
     def __init__(
-        self, name: str, sae: TrainingSAE[Any], training: Training, plan: list[PlannedPhase], batch_size: int, seed: int
+        self,
+        name: str,
+        sae: TrainingSAE[Any],
+        training: Training,
+        plan: list[PlannedPhase],
+        batch_size: int,
+        seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.name, self.sae, self.training, self.plan = name, sae, training, plan
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.ranks = batch_size, seed, ranks
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
@@ -73,6 +82,7 @@ class Trainee:
         self._phase, self._step_in_phase = 0, 0
         self._attempt = 0  # how often the event that is due was taken back
         self._recent: list[Signs] = []
+        self._unread: list[torch.Tensor] = []  # signs still on the device, which nobody waits for
         self._best: tuple[float, dict[str, torch.Tensor]] | None = None
         self._watch: Watch | None = None
         self._before: State | None = None  # the state to return to while there is a watch
@@ -97,23 +107,23 @@ class Trainee:
         return not self.done and self._step_in_phase == self.plan[self._phase].steps
 
     def train(self, x_nd: torch.Tensor) -> TrainStepOutput:
-        """One step on a batch of activations, and whatever is due before it.
+        """One step on a batch of activations, or this rank's part of it, and whatever is due before it.
 
         Raises:
             DataError: the loss is no number, and there is no event to take back.
         """
         if self._resampling_is_due():
             self._resample(x_nd)
-        output = self.trainer.step(x_nd.to(self.sae.device, self.sae.dtype))
+        output = self.trainer.step(x_nd.to(self.sae.device, self.sae.dtype, non_blocking=True))
         self.trainer.n_training_steps += 1
         self.step += 1
         self._step_in_phase += 1
         every = self.training.unit_decoder_every
         if every is not None and self.step % every == 0:
             unit_decoder(self.sae, self.trainer.optimizer)
-        row = signs(output, has_threshold=hasattr(self.sae, "topk_threshold"))
-        self._recent = [*self._recent[1 - BASELINE :], row]
-        self._look(float(output.loss.detach()), row)
+        self._unread.append(signs(output, getattr(self.sae, "smallest", None), self.ranks))
+        if self._watch or self.ends_phase or self.sae.device.type == "cpu" or len(self._unread) == BASELINE:
+            self._look()
         return output
 
     def next_phase(self) -> None:
@@ -142,20 +152,28 @@ class Trainee:
     @torch.no_grad()
     def record(self, output: TrainStepOutput) -> dict[str, Any]:
         """Add the figures of a step to the history: of the training stream, in the training form."""
-        ve = self._recent[-1].ve
+        self._look()
+        ve, acts_nf = self._recent[-1].ve, output.feature_acts
+        n_active = ((acts_nf._values() if acts_nf.is_sparse else acts_nf) > 0).sum()
         row = {
             "step": self.step,
             "phase": self.phase,
             "tokens": self.step * self.batch_size,
             "loss": float(output.losses["mse_loss"].detach()),
             "ve": ve if math.isfinite(ve) else None,
-            "l0": float(output.feature_acts.bool().float().sum(-1).to_dense().mean()),
+            "l0": int(self.ranks.total(n_active)) / (len(acts_nf) * self.ranks.world),
             "threshold": self._threshold(),
             "dead": int(self.trainer.dead_neurons.sum()),
             "lr": float(self.trainer.optimizer.param_groups[0]["lr"]),
         }
         self.history.append(row)
         return row
+
+    @torch.no_grad()
+    def share_weights(self) -> None:
+        """Take rank 0's weights, where the same computation may have ended in other bits."""
+        for tensor in self.sae.state_dict(keep_vars=True).values():
+            self.ranks.spread(tensor)
 
     def _threshold(self) -> float | None:
         threshold = getattr(self.sae, "topk_threshold", None)
@@ -179,6 +197,7 @@ class Trainee:
         dead_f = self.trainer.dead_neurons
         n_dead = int(dead_f.sum())
         assert how is not None
+        self._look()
         self._settle()  # an event before this one has stood until now
         if n_dead == 0:
             return
@@ -192,13 +211,14 @@ class Trainee:
         resampled = resample(
             self.sae,
             self.trainer.optimizer,
-            x_nd.to(self.sae.device, self.sae.dtype),
+            self.ranks.gathered(x_nd.to(self.sae.device, self.sae.dtype)),
             dead_f,
             share=how.share * size,
             of=how.of,
             cap=max(1, round(min(n_dead, how.cap or n_dead) * size)),
             generator=torch.Generator().manual_seed((self.seed + self.step) % 2**63),
         )
+        self.share_weights()
         self.trainer.n_forward_passes_since_fired[resampled.latents] = 0
         before = mean_signs(self._recent)
         self.events.append(
@@ -218,13 +238,19 @@ class Trainee:
         )
         self._watch = Watch(guard, before)
 
-    def _look(self, loss: float, row: Signs) -> None:
-        """Judge the last step: go on, let an event stand, or take it back."""
-        if not math.isfinite(loss) and self._before is None:
-            raise DataError(f"The loss of {self.name} is {loss} at step {self.step}.")
-        if self._watch is None:
+    def _look(self) -> None:
+        """Judge the steps since the last look: go on, let an event stand, or take it back.
+
+        While an event is watched there is one.
+        """
+        rows, self._unread = read_signs(self._unread), []
+        for ago, row in zip(reversed(range(len(rows))), rows, strict=True):
+            if not math.isfinite(row.loss) and self._before is None:
+                raise DataError(f"The loss of {self.name} is {row.loss} at step {self.step - ago}.")
+        self._recent = [*self._recent, *rows][-BASELINE:]
+        if self._watch is None or not rows:
             return
-        harm, after, event = self._watch.harm(loss, row), self._watch.after, self.events[-1]
+        harm, after, event = self._watch.harm(rows[-1]), self._watch.after, self.events[-1]
         event["threshold_after"], event["selected_from_after"] = self._threshold(), after.selected_from
         event["ve_after"] = after.ve if math.isfinite(after.ve) else None
         if harm is not None and self._before is not None:
@@ -249,6 +275,7 @@ class Trainee:
 
     def state(self) -> State:
         """All there is, as copies: the trainer's state, the records, and the best state if one is kept."""
+        self._look()
         trainer = trainer_state(self.trainer)
         best = {} if self._best is None else {f"best.{name}": t for name, t in copies(self._best[1]).items()}
         facts = {
@@ -283,17 +310,17 @@ class Trainee:
             self._watch = Watch(self.training.guard, Signs(*watch["before"]), seen)
             if watch["returns_to"] is not None:
                 self._before = State(copies(part(state.tensors, "returns")), watch["returns_to"])
-        self._recent = [Signs(*row) for row in facts["recent"]]
+        self._recent, self._unread = [Signs(*row) for row in facts["recent"]], []
         self._best = None if facts["best"] is None else (facts["best"], copies(part(state.tensors, "best")))
         self.history, self.events = facts["history"], facts["events"]
         self.evaluations, self.calibration = facts["evaluations"], facts["calibration"]
         self.trainer = self._new_trainer()
         load_trainer_state(self.trainer, state)
 
-    def _new_trainer(self) -> SAETrainer[Any, Any]:
+    def _new_trainer(self) -> SparseTrainer:
         planned = self.plan[min(self._phase, len(self.plan) - 1)]
         phase = planned.phase
-        return SAETrainer(
+        return SparseTrainer(
             cfg=SAETrainerConfig(
                 total_training_samples=planned.steps * self.batch_size,
                 train_batch_size_samples=self.batch_size,
@@ -308,4 +335,5 @@ class Trainee:
             ),
             sae=self.sae,
             data_provider=iter(()),  # batches are handed to `step`
+            ranks=self.ranks,
         )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from sae_lens.saes.sae import TrainStepOutput
 
+from sae_lens_gemma4.kernels.ranks import ALONE, Ranks
 from sae_lens_gemma4.training.phases import Guard
 
 BASELINE = 20
@@ -29,33 +30,45 @@ class Signs(NamedTuple):
 
     Attributes:
         selected_from: smallest activation selected, which a batch top-k threshold is the moving average of; None for
-            architectures without one.
+            architectures without one, and where nothing was selected.
         ve: variance explained in the batch, in the training form; NaN where that is no number.
+        loss: the whole loss.
     """
 
     selected_from: float | None
     ve: float
+    loss: float
 
 
 @torch.no_grad()
-def signs(output: TrainStepOutput, *, has_threshold: bool) -> Signs:
-    """Those of a step; costs a pass over the batch, and one over its activations where there is a threshold."""
+def signs(output: TrainStepOutput, smallest: torch.Tensor | None, ranks: Ranks = ALONE) -> torch.Tensor:
+    """Those of a step as numbers on its device, float64 `[3]`, for `read_signs`; costs a pass over the batch.
+
+    Args:
+        output: its input is this rank's part of the batch, its losses are the batch's.
+        smallest: smallest activation selected, infinity if there is none; None for architectures without a threshold.
+    """
     x_nd = output.sae_in.float()
-    variance = float((x_nd - x_nd.mean(dim=0)).square().sum(dim=1).mean())
-    ve = 1 - float(output.losses["mse_loss"].detach()) / variance if variance > 0 else math.nan
-    if not has_threshold:
-        return Signs(None, ve)
-    acts_nf = output.feature_acts
-    values = acts_nf.coalesce().values() if acts_nf.is_sparse else acts_nf
-    smallest = float(torch.where(values > 0, values, torch.inf).min()) if values.numel() else math.inf
-    return Signs(smallest if math.isfinite(smallest) else None, ve)
+    mean_d = x_nd.mean(dim=0)
+    away_d = mean_d - ranks.mean(mean_d.clone())
+    variance = ranks.mean(x_nd.var(dim=0, correction=0) + away_d.square()).sum(dtype=torch.float64)
+    ve = torch.where(variance > 0, 1 - output.losses["mse_loss"].detach() / variance, torch.nan)
+    smallest = ve.new_tensor(torch.inf) if smallest is None else smallest.double()
+    return torch.stack([smallest, ve, output.loss.detach().double()])
+
+
+def read_signs(rows: Sequence[torch.Tensor]) -> list[Signs]:
+    """Those of several steps, in one transfer."""
+    table = torch.stack(list(rows)).tolist() if rows else []
+    return [Signs(smallest if math.isfinite(smallest) else None, ve, loss) for smallest, ve, loss in table]
 
 
 def mean_signs(rows: Sequence[Signs]) -> Signs:
     """The means over several steps; NaN and None without any."""
     selected = [row.selected_from for row in rows if row.selected_from is not None]
     ve = sum(row.ve for row in rows) / len(rows) if rows else math.nan
-    return Signs(sum(selected) / len(selected) if selected else None, ve)
+    loss = sum(row.loss for row in rows) / len(rows) if rows else math.nan
+    return Signs(sum(selected) / len(selected) if selected else None, ve, loss)
 
 
 @dataclass
@@ -79,12 +92,12 @@ class Watch:
         """The means of the last few steps."""
         return mean_signs(self.seen[-_RECENT:])
 
-    def harm(self, loss: float, row: Signs) -> str | None:
+    def harm(self, row: Signs) -> str | None:
         """What the event did wrong, if this next step shows it."""
         self.seen.append(row)
         if self.guard is None:
             return None
-        if not math.isfinite(loss) or not math.isfinite(row.ve):
+        if not math.isfinite(row.loss) or not math.isfinite(row.ve):
             return "the loss is no number"
         if len(self.seen) < _RECENT:
             return None

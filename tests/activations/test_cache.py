@@ -1,5 +1,8 @@
+import io
 import json
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,13 +30,14 @@ def corpus(proxy):
     return build_corpus(["import os and sys " * 60, "def f(x): return x"] * 3, proxy.tokenizer, context_size=16)
 
 
-def test_a_stream_from_a_cache_serves_the_same_bits_and_runs_no_forward(proxy, corpus, tmp_path):
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_a_stream_from_a_cache_serves_the_same_bits_and_runs_no_forward(proxy, corpus, tmp_path, prefetch):
     ActivationCache.build(tmp_path / "acts", proxy, corpus, HOOKS, **PRINT)
     cache = ActivationCache.open(tmp_path / "acts", corpus, HOOKS, **PRINT)
     settings = {"batch_size": 50, "seed": 3, "buffer_blocks": 8}
     live = ActivationStream(proxy, corpus, HOOKS[:2], **settings)
     model = Echo()
-    cached = ActivationStream(model, corpus, HOOKS[:2], cache=cache, **settings)
+    cached = ActivationStream(model, corpus, HOOKS[:2], cache=cache, prefetch=prefetch, **settings)
     for _ in range(2 * corpus.n_tokens // 50):
         ours, theirs = next(cached), next(live)
         assert cached.position == live.position
@@ -167,3 +171,44 @@ def test_nothing_written_to_what_was_read_reaches_the_file(tmp_path):
     for reader in (cache, ActivationCache.open(tmp_path / "acts", corpus, HOOKS, **PRINT)):
         assert reader.read(HOOKS[0], torch.tensor([5, 2]))[:, 0].tolist() == [31, 32, 33, 34, 35, 13, 14, 15, 16, 17]
     assert json.loads((tmp_path / "acts" / "cache.json").read_text())["tokens"] == 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_are_read_in_any_order_and_number_also_those_without_a_token(tmp_path, dtype):
+    corpus = numbered(9)
+    corpus.keep_bp[[0, 4, 8]] = False
+    corpus.keep_bp[2, 2:] = False  # one token
+    cache = ActivationCache.build(tmp_path / "acts", Echo(), corpus, HOOKS, dtype=dtype, **PRINT)
+    generator = torch.Generator().manual_seed(0)
+    for n_blocks in [0, 1, 2, 5, 9, 30]:
+        blocks = torch.randint(9, (n_blocks,), generator=generator)
+        tokens_t = [t for b in blocks.tolist() for t in corpus.tokens_bp[b][corpus.keep_bp[b]].tolist()]
+        by_hand = torch.tensor(tokens_t, dtype=dtype)[:, None].expand(-1, WIDTH) * 3  # of the third hook
+        assert torch.equal(cache.read(HOOKS[2], blocks), by_hand)
+
+
+def test_a_read_that_gets_less_than_it_asked_for_goes_on(tmp_path, monkeypatch):
+    """As the operating system may do, above 2 GB or where a signal comes."""
+
+    class Short(io.FileIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:7])
+
+    cache = ActivationCache.build(tmp_path / "acts", Echo(), numbered(8), HOOKS, **PRINT)
+    expected = cache.read(HOOKS[1], torch.arange(8).flip(0))
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Short(path))
+    assert torch.equal(cache.read(HOOKS[1], torch.arange(8).flip(0)), expected)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_a_file_that_loses_its_end_or_is_gone_while_it_is_read_is_named(tmp_path, prefetch):
+    corpus = numbered(8)
+    cache = ActivationCache.build(tmp_path / "acts", Echo(), corpus, HOOKS, **PRINT)
+    path = tmp_path / "acts" / f"{HOOKS[1]}.bin"
+    settings = {"batch_size": 5, "seed": 0, "buffer_blocks": 2, "cache": cache, "prefetch": prefetch}
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(ConfigError, match=r"cannot be read: .*blocks\.1\.hook_resid_post\.bin ends 4 bytes too early"):
+        list(ActivationStream(Echo(), corpus, HOOKS, **settings))
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"acts cannot be read: .*No such file"):
+        next(ActivationStream(Echo(), corpus, HOOKS, **settings))

@@ -1,6 +1,8 @@
 import gc
 import itertools
 import json
+import threading
+from contextlib import closing
 
 import pytest
 import torch
@@ -83,8 +85,9 @@ def test_all_hooks_see_the_same_tokens_in_the_order_that_each_alone_would_see():
             assert [*alone] == [hook] and torch.equal(alone[hook], batch[hook])
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("corpus", [numbered(N_BLOCKS), Parts()], ids=["fixed", "streamed"])
-def test_a_stream_goes_on_from_any_position_with_the_same_batches(corpus):
+def test_a_stream_goes_on_from_any_position_with_the_same_batches(corpus, prefetch):
     whole = stream(corpus=corpus)
     positions = []
     batches = []
@@ -92,9 +95,10 @@ def test_a_stream_goes_on_from_any_position_with_the_same_batches(corpus):
         positions.append(json.dumps(whole.position.to_dict()))
         batches += take(whole, 1)
     for i, position in enumerate(positions):
-        resumed = stream(corpus=corpus, position=Position.from_dict(json.loads(position)))
+        resumed = stream(corpus=corpus, position=Position.from_dict(json.loads(position)), prefetch=prefetch)
         assert take(resumed, 3) == batches[i : i + 3] or i > 17
         assert json.dumps(resumed.position.to_dict()) == positions[i + 3] if i + 3 < 20 else True
+        resumed.close()
 
 
 def test_a_corpus_stream_is_gone_on_with_at_any_position():
@@ -195,6 +199,79 @@ def test_what_was_skipped_is_counted_once_also_by_a_run_that_is_resumed():
         assert take(resumed, n - stop) == expected[stop:]
         assert resumed.skipped == whole.skipped
         assert resumed.position == whole.position
+
+
+@pytest.mark.parametrize("corpus", [numbered(N_BLOCKS), Parts()], ids=["fixed", "streamed"])
+def test_reading_ahead_changes_no_bit_and_no_position_also_when_hooks_are_dropped(corpus):
+    nan = {HOOKS[0]: [40], HOOKS[1]: [13, 14], HOOKS[2]: [7, 26, 1004]}
+    settings = {"max_skipped": 0.3, "batch_size": 4}
+    for first, second in itertools.product(range(1, 18, 3), range(2, 20, 5)):
+        streams = [stream(Echo(nan), corpus, prefetch=ahead, **settings) for ahead in (False, True)]
+        for step in range(30):
+            ours, theirs = map(next, streams)
+            assert [*ours] == [*theirs] and streams[0].position == streams[1].position
+            assert all(torch.equal(ours[hook], theirs[hook]) for hook in ours)
+            for batches in streams:
+                if step == first:
+                    batches.drop(HOOKS[2])
+                if step == first + second:
+                    batches.drop(HOOKS[0])
+        assert streams[0].skipped == streams[1].skipped != []
+        streams[1].close()
+
+
+def test_one_chunk_is_read_ahead_and_settled_before_somebody_else_runs_the_model():
+    model = Echo()
+    with closing(stream(model, numbered(8, context_size=8), batch_blocks=2, prefetch=True)) as batches:
+        assert model.stops == []
+        for n_read in (2, 3):  # of 2 forwards and 28 rows each
+            take(batches, 4)
+            batches.settle()
+            assert len(model.stops) == 2 * n_read
+
+
+def test_what_the_forward_raises_ahead_is_raised_where_its_batch_would_have_come():
+    def fail():
+        if len(model.stops) == 3:
+            raise ZeroDivisionError("the fourth forward")
+
+    model = Echo()
+    model.on_run = fail
+    batches = stream(model, prefetch=True)
+    assert take(batches, 2) == take(stream(), 2)  # 14 of the 20 rows before it
+    with pytest.raises(ZeroDivisionError, match="the fourth forward") as raised:
+        next(batches)
+    assert "run_with_cache" in [entry.name for entry in raised.traceback]
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize("way", ["close", "drop", "lose"])
+def test_a_stream_that_is_left_leaves_no_thread_and_no_chunk(way):
+    def n_held():
+        return sum(type(o) is torch.Tensor and o.shape == (CHUNK * 8, WIDTH) for o in gc.get_objects())
+
+    def wait():
+        if len(model.stops) == 2:  # the second chunk's first forward takes until the stream is left
+            begun.set()
+            assert stopped.wait(60)
+
+    begun, model = threading.Event(), Echo()
+    model.on_run = wait
+    batches = stream(model, numbered(24, context_size=9), batch_blocks=2, prefetch=True)
+    stopped = batches._chunks._stopped
+    take(batches, 1)
+    assert begun.wait(60) and n_held() > 0
+    if way == "close":
+        batches.close()
+    elif way == "drop":
+        for hook in HOOKS:
+            batches.drop(hook)
+    else:
+        del batches
+        gc.collect()
+    assert not [t for t in threading.enumerate() if "prefetch" in t.name]
+    assert len(model.stops) == 3 and n_held() == 0  # the forward that ran was the last
+    assert way == "lose" or list(batches) == []
 
 
 def test_more_of_them_than_a_share_of_the_text_stops_the_stream_and_names_the_first():

@@ -10,6 +10,7 @@ import torch
 import yaml
 from sae_lens import SAE, LoggingConfig
 from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 
@@ -130,10 +131,12 @@ def batches(cfg, n):
 
 
 def test_the_steps_are_stock_s(tmp_path):
-    """The same batches through stock's own class and `fit` give the same weights."""
+    """The same batches through stock's own class and `fit` give the same weights, up to what is rounded off."""
     cfg = config(tmp_path / "a", tokens=8 * 256, batch_size=256)
     stock = g4.restore_training_sae(RELEASE, SAE_ID)
-    stock.__class__ = type(stock).__mro__[[c.__module__.split(".")[0] for c in type(stock).__mro__].index("sae_lens")]
+    stock_class, _ = get_sae_training_class(stock.cfg.architecture())
+    weights, stock = stock.state_dict(), stock_class(stock.cfg)
+    stock.load_state_dict(weights)
     trainer = SAETrainer(
         SAETrainerConfig(
             n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=8 * 256,
@@ -144,11 +147,12 @@ def test_the_steps_are_stock_s(tmp_path):
         stock, iter(batches(cfg, 8)),
     )  # fmt: skip
     trainer.fit()
-    ours = run_of(cfg).only.sae
+    ours, start = run_of(cfg).only.sae, load_sae(RELEASE, SAE_ID)
     stock.save_inference_model(tmp_path / "stock")
     theirs = SAE.load_from_disk(tmp_path / "stock")
     for name, tensor in ours.state_dict().items():
-        assert torch.equal(theirs.state_dict()[name], tensor), name
+        moved = float((tensor - start.state_dict()[name]).norm())
+        assert moved > 0.01 and float((theirs.state_dict()[name] - tensor).norm()) < 1e-4 * moved, name
 
 
 def test_a_folder_is_a_start_too(run, tmp_path):

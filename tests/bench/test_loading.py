@@ -17,8 +17,8 @@ from sae_lens import SAE
 from safetensors.torch import load, save_file
 
 import sae_lens_gemma4 as g4
-from sae_lens_gemma4.catalogue import bench
-from sae_lens_gemma4.catalogue.bench import LAYOUTS
+from sae_lens_gemma4.bench import loading
+from sae_lens_gemma4.bench.loading import LAYOUTS
 from sae_lens_gemma4.catalogue.formats import FORMS
 from sae_lens_gemma4.errors import ConfigError, SAEError, UnknownNameError
 from tests.catalogue import checkpoints
@@ -34,7 +34,7 @@ SAMPLES = {
 
 
 def in_this_process(*arguments: Any) -> dict[str, Any]:
-    return bench.measure(*json.loads(json.dumps(arguments)))
+    return loading.measure(*json.loads(json.dumps(arguments)))
 
 
 def tensors_of(data: bytes, suffix: str, folder: Path) -> dict[str, torch.Tensor]:
@@ -61,7 +61,7 @@ def test_a_layout_is_its_authors(name: str, tmp_path: Path) -> None:
     )
     with torch.serialization.safe_globals([(checkpoints.SAEConfig, "sae.sae_model.SAEConfig")]):
         theirs = tensors_of(data, suffix, tmp_path)
-    bench.write(layout, tmp_path / "ours", D_SAE, D_IN)
+    loading.write(layout, tmp_path / "ours", D_SAE, D_IN)
     ours = tensors_of((tmp_path / "ours" / layout.file).read_bytes(), suffix, tmp_path)
     assert {k: list(v.shape) for k, v in ours.items()} == {k: list(v.shape) for k, v in theirs.items()}
 
@@ -69,7 +69,7 @@ def test_a_layout_is_its_authors(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_what_is_loaded_is_what_was_written(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
-    written = bench.write(layout, tmp_path, D_SAE, D_IN)
+    written = loading.write(layout, tmp_path, D_SAE, D_IN)
     sae = SAE.load_from_disk(tmp_path, converter=g4.converter(layout.form, **layout.facts))
     W_enc, W_dec, b_enc, b_dec = (written[key] for key in list(layout.tensors)[:4])
     turned = W_enc.shape[0] == D_SAE, W_dec.shape[0] == D_IN
@@ -85,7 +85,7 @@ def test_what_is_loaded_is_what_was_written(name: str, tmp_path: Path) -> None:
     x = torch.randn(8, D_IN)
     pre = (x - b_dec if sae.cfg.apply_b_dec_to_input else x) @ W_enc + b_enc
     if sae.cfg.architecture() == "topk":
-        latents = checkpoints.keep_largest(pre.relu(), bench.K)
+        latents = checkpoints.keep_largest(pre.relu(), loading.K)
     elif sae.cfg.architecture() == "standard":
         latents = pre.relu()
     else:
@@ -94,11 +94,11 @@ def test_what_is_loaded_is_what_was_written(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(sae.decode(latents), latents @ W_dec + b_dec)
 
 
-@pytest.mark.parametrize("touch", bench.TOUCHES)
+@pytest.mark.parametrize("touch", loading.TOUCHES)
 def test_results_are_whole_and_nothing_is_left(touch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_in_a_process", in_this_process)
+    monkeypatch.setattr(loading, "_in_a_process", in_this_process)
     results = []
-    for result in bench.bench_loading(D_SAE, D_IN, 1, touch=touch, folder=tmp_path):
+    for result in loading.bench_loading(D_SAE, D_IN, 1, touch=touch, folder=tmp_path):
         assert not list(tmp_path.iterdir())
         results.append(json.loads(json.dumps(result.to_dict())))
     assert [r["layout"] for r in results] == list(LAYOUTS)
@@ -123,34 +123,34 @@ def test_each_layout_is_loaded_in_a_process_of_its_own(tmp_path: Path, monkeypat
         return subprocess.CompletedProcess(command, 0, out.getvalue(), "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    first, second = bench.bench_loading(D_SAE, D_IN, 2, layouts=["linear", "sparsify"], folder=tmp_path)
+    first, second = loading.bench_loading(D_SAE, D_IN, 2, layouts=["linear", "sparsify"], folder=tmp_path)
     assert (first.layout, first.transposes, first.repeats) == ("linear", True, 2)
     assert second.layout == "sparsify"
     assert [command[:2] for command in programs] == 2 * [[sys.executable, "-c"]]
 
 
 def test_a_ratio_is_the_median_of_pairs() -> None:
-    assert bench._spread([0.5, 1.0, 0.8, 2.0, 0.9]) == (0.9, (0.8, 1.0))
-    assert bench._spread([0.7]) == (0.7, (0.7, 0.7))
+    assert loading._spread([0.5, 1.0, 0.8, 2.0, 0.9]) == (0.9, (0.8, 1.0))
+    assert loading._spread([0.7]) == (0.7, (0.7, 0.7))
 
 
 def test_both_touches_reach_every_byte() -> None:
     tensor = torch.zeros(3, 5)
-    bench.TOUCHES["write"](tensor)
+    loading.TOUCHES["write"](tensor)
     assert (tensor.view(torch.uint8) == 255).all()
-    bench.TOUCHES["read"](tensor)
+    loading.TOUCHES["read"](tensor)
 
 
 def test_writing_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(8)}, tmp_path / "a.safetensors")
     before = (tmp_path / "a.safetensors").read_bytes()
-    bench._timed(lambda: list(bench.load_file(tmp_path / "a.safetensors").values()), bench.TOUCHES["write"])
+    loading._timed(lambda: list(loading.load_file(tmp_path / "a.safetensors").values()), loading.TOUCHES["write"])
     assert (tmp_path / "a.safetensors").read_bytes() == before
 
 
 def test_no_peak_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_resident", lambda name: None)
-    assert bench._peak(lambda: [torch.zeros(4)], bench.TOUCHES["read"]) is None
+    monkeypatch.setattr(loading, "_resident", lambda name: None)
+    assert loading._peak(lambda: [torch.zeros(4)], loading.TOUCHES["read"]) is None
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,9 +158,9 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         assert list(tmp_path.iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "_in_a_process", interrupt)
+    monkeypatch.setattr(loading, "_in_a_process", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        next(bench.bench_loading(D_SAE, D_IN, 1, folder=tmp_path))
+        next(loading.bench_loading(D_SAE, D_IN, 1, folder=tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -168,16 +168,16 @@ def test_a_load_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nSAEError: no W_enc\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SAEError, match=r"form sae_lens failed: SAEError: no W_enc"):
-        bench._in_a_process("somewhere", "sae_lens")
+        loading._in_a_process("somewhere", "sae_lens")
 
 
 def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
     for wrong in ({"d_sae": 8}, {"d_in": 65536}, {"repeats": 0}):
         with pytest.raises(ConfigError, match="d_sae must be at least 32 and not d_in"):
-            next(bench.bench_loading(**wrong))
+            next(loading.bench_loading(**wrong))
     with pytest.raises(UnknownNameError, match="'sparsify'"):
-        next(bench.bench_loading(layouts=["sparsfy"]))
+        next(loading.bench_loading(layouts=["sparsfy"]))
     with pytest.raises(UnknownNameError, match="Known: read, write"):
-        next(bench.bench_loading(touch="x"))
+        next(loading.bench_loading(touch="x"))
     with pytest.raises(ConfigError, match=r"The files need .* GB; there are"):
-        next(bench.bench_loading(d_sae=10**9, folder=tmp_path))
+        next(loading.bench_loading(d_sae=10**9, folder=tmp_path))

@@ -17,10 +17,10 @@ import torch
 import transformers
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
+from sae_lens_gemma4.bench.racing import race, ratio
 from sae_lens_gemma4.errors import ConfigError, ModelError
 from sae_lens_gemma4.models.bridge import Gemma4Bridge
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
-from sae_lens_gemma4.racing import race, ratio
 
 TARGETS = {"Gemma4ProxyLM": 0.97, "Gemma4Bridge": 0.90}
 """The least ratio that each class is to reach."""

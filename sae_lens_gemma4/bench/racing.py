@@ -35,7 +35,7 @@ def race(
 def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """Median and quartiles of the ratios within rounds."""
     ratios = [o / u for o, u in zip(over, under, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return statistics.median(ratios), (quartiles[0], quartiles[2])
 
 

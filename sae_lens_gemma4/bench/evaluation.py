@@ -23,11 +23,11 @@ from sae_lens.evals import get_sparsity_and_variance_metrics
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_gemma4.bench.racing import race, ratio
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.accumulators import ReconstructionAccumulator
 from sae_lens_gemma4.evaluation.intervals import MAX_CLUSTERS
 from sae_lens_gemma4.evaluation.reading import CHUNK_LATENTS, ActiveLatents, read
-from sae_lens_gemma4.racing import race, ratio
 
 TIME_TARGET, PEAK_TARGET = 1.3, 2.0
 """The most that ours may take, in units of the encoder's product, and in GB."""

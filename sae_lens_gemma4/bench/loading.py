@@ -226,7 +226,7 @@ TOUCHES: dict[str, Callable[[torch.Tensor], None]] = {"read": _read, "write": _w
 
 def _in_a_process(*arguments: Any) -> dict[str, Any]:
     """What `measure` returns of these arguments, from a fresh process."""
-    program = "from sae_lens_gemma4.catalogue import bench; bench._child()"
+    program = "from sae_lens_gemma4.bench import loading; loading._child()"
     command = [sys.executable, "-c", program, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from sae_lens_gemma4.bench import models
 from sae_lens_gemma4.cli import cli
 from sae_lens_gemma4.errors import ConfigError, ModelError
-from sae_lens_gemma4.models import bench
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
 from sae_lens_gemma4.testing import tiny_gemma4
 
@@ -19,7 +19,7 @@ SMALL = {"hidden": 64, "layers": 6, "tokens": 8, "rounds": 3}
 
 
 def test_each_class_is_held_against_its_own_attention() -> None:
-    result = bench.bench_models(**SMALL)
+    result = models.bench_models(**SMALL)
     assert [(c.model_class, c.attention) for c in result.comparisons] == [
         ("Gemma4ProxyLM", "sdpa"),
         ("Gemma4Bridge", "eager"),
@@ -30,7 +30,7 @@ def test_each_class_is_held_against_its_own_attention() -> None:
 
 
 def test_a_ratio_is_the_median_of_paired_rounds() -> None:
-    comparison = bench._compare("Gemma4Bridge", "eager", [0.1, 0.2, 0.4, 0.8], [0.2, 0.2, 0.5, 0.4])
+    comparison = models._compare("Gemma4Bridge", "eager", [0.1, 0.2, 0.4, 0.8], [0.2, 0.2, 0.5, 0.4])
     ratios = [0.5, 1.0, 0.8, 2.0]
     assert comparison.ratio == statistics.median(ratios)
     assert (comparison.bare_ms, comparison.class_ms) == pytest.approx((300, 300))
@@ -42,22 +42,22 @@ def test_the_bare_forward_ends_at_the_layer() -> None:
     ran: list[int] = []
     for n, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda *_, n=n: ran.append(n))
-    kept = bench.bare_harvest(model, tokens, 3)
+    kept = models.bare_harvest(model, tokens, 3)
     assert ran == [0, 1, 2, 3] or ran == [0, 1, 2]  # its own hook may come first
     expected = Gemma4ProxyLM(model).run_with_cache(tokens, names_filter="blocks.3.hook_resid_post", stop_at_layer=4)[1]
     assert torch.equal(kept, expected["blocks.3.hook_resid_post"])
 
 
 def test_a_class_that_gives_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "bare_harvest", lambda model, ids, layer: torch.zeros(1, 8, 64))
+    monkeypatch.setattr(models, "bare_harvest", lambda model, ids, layer: torch.zeros(1, 8, 64))
     with pytest.raises(ModelError, match="Gemma4ProxyLM under sdpa attention does not give what a bare forward gives"):
-        bench.bench_models(**SMALL)
+        models.bench_models(**SMALL)
 
 
 @pytest.mark.parametrize("wrong", [{"hidden": 100}, {"layers": 5}, {"tokens": 0}, {"device": "cuda:99"}])
 def test_what_cannot_be_run_is_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"hidden must be a multiple of 64|device 'cuda:99' cannot be used"):
-        bench.bench_models(**(SMALL | wrong))  # type: ignore[arg-type]
+        models.bench_models(**(SMALL | wrong))  # type: ignore[arg-type]
 
 
 def test_from_the_command_line() -> None:

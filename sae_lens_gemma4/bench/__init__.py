@@ -1,0 +1,1 @@
+"""What the package costs: speed and memory as ratios within one run, accuracy beside them."""

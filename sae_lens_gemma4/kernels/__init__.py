@@ -1,0 +1,1 @@
+"""What a sparse training step computes, without the products that are nearly all zeros."""
