@@ -18,6 +18,7 @@ from sae_lens import (
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
+    MatryoshkaBatchTopKTrainingSAEConfig,
     MultiSAETrainingRunner,
     MultiSAETrainingRunnerConfig,
 )
@@ -269,3 +270,46 @@ def test_no_bos_in_mid_context_and_arguments_reach_the_model(
     torch.testing.assert_close(*packed.get_activations(tokens).split(8, dim=1), rtol=1e-5, atol=1e-5)
     a, b = store_of(model, texts).get_activations(tokens).split(8, dim=1)
     assert (a - b).abs().max() > 1e-2
+
+
+def test_one_word_trains_fast_and_saves_the_same(tmp_path: Path, folders: dict[str, str], texts: Dataset) -> None:
+    """The fast architecture in sae_lens's own runner, stopped and gone on with, against sae_lens's."""
+    widths = {"k": 8, "matryoshka_widths": [32, 128], "d_in": 64, "d_sae": 128}
+    saved = {}
+    for config_class in (MatryoshkaBatchTopKTrainingSAEConfig, g4.FastMatryoshkaBatchTopKTrainingSAEConfig):
+        for resumed in (False, True):
+            out = tmp_path / f"{config_class.__name__}-{resumed}"
+            cfg: dict[str, Any] = {
+                **shared(folders["ple"], "Gemma4ProxyLM"),
+                "hook_name": POST,
+                "train_batch_size_tokens": 64,
+                "n_batches_in_buffer": 8,
+                "store_batch_size_prompts": 4,
+                "lr": 1e-3,
+                "logger": LoggingConfig(log_to_wandb=False),
+                "save_final_checkpoint": True,
+                "seed": 0,
+            }
+            torch.manual_seed(0)
+            first = LanguageModelSAERunnerConfig(
+                sae=config_class(**widths), training_tokens=512, checkpoint_path=str(out), **cfg
+            )
+            sae = LanguageModelSAETrainingRunner(first, override_dataset=texts).run()
+            if resumed:
+                (checkpoint,) = Path(first.checkpoint_path).glob("final_*")
+                cfg["resume_from_checkpoint"] = str(checkpoint)
+                torch.manual_seed(1)
+                more = LanguageModelSAERunnerConfig(
+                    sae=config_class(**widths), training_tokens=1024, checkpoint_path=str(out / "more"), **cfg
+                )
+                sae = LanguageModelSAETrainingRunner(more, override_dataset=texts).run()
+            sae.save_inference_model(out / "saved")
+            saved[config_class, resumed] = SAE.load_from_disk(out / "saved")
+    for resumed in (False, True):
+        stock, ours = (saved[config_class, resumed] for config_class in dict.fromkeys(c for c, _ in saved))
+        assert type(ours) is type(stock)
+        assert ours.cfg.metadata.training_architecture == stock.cfg.metadata.training_architecture
+        for name, weights in stock.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], weights, rtol=1e-3, atol=1e-4)
+    moved = saved[config_class, True].W_dec - saved[config_class, False].W_dec
+    assert float(moved.norm()) > 0.01

@@ -8,7 +8,7 @@ stream ×6, no calibration), once more for each seed.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sae_lens import TrainingSAE
@@ -32,21 +32,14 @@ _RELEASE, _SAE_ID, _MODEL = (
 
 @dataclass(frozen=True)
 class Quality:
-    """Held-out variance explained after one run, by corpus."""
+    """Held-out variance explained after one run, by corpus, and how far the two are apart at most."""
 
     seed: int
     tokens: int
     start: dict[str, float]
     ours: dict[str, float]
     stock: dict[str, float]
-
-    @property
-    def apart(self) -> float:
-        """The largest difference."""
-        return max(abs(self.ours[name] - self.stock[name]) for name in self.ours)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "apart": self.apart}
+    apart: float
 
 
 def bench_quality(seeds: int, device: str = "cpu", tokens: int = 102_400, heldout_tokens: int = 8_000) -> list[Quality]:
@@ -69,7 +62,8 @@ def _quality(cfg: ContinueTrainingConfig) -> Quality:
         stock.step(x_nd)
         stock.n_training_steps += 1
     ve = _explained(prepared, hook, {"ours": ours.sae, "stock": stock.sae})
-    return Quality(cfg.seed, ours.step * _BATCH, start, ve["ours"], ve["stock"])
+    apart = max(abs(ve["ours"][name] - ve["stock"][name]) for name in start)
+    return Quality(cfg.seed, ours.step * _BATCH, start, ve["ours"], ve["stock"], apart)
 
 
 def _stock(sae: TrainingSAE[Any], trainer: SAETrainer[Any, Any]) -> SAETrainer[Any, Any]:

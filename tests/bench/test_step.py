@@ -251,7 +251,7 @@ def test_whole_runs_of_either_trainer_are_compared():
     assert run.start.keys() == run.ours.keys() == run.stock.keys() == {"text", "chat"}
     for name in run.start:
         assert run.start[name] + 0.2 < run.ours[name] and run.ours[name] == pytest.approx(run.stock[name], abs=2e-3)
-    assert run.to_dict()["apart"] == max(abs(run.ours[name] - run.stock[name]) for name in run.ours) > 0
+    assert run.apart == max(abs(run.ours[name] - run.stock[name]) for name in run.ours) > 0
 
 
 @pytest.fixture
