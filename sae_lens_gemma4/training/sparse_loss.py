@@ -15,6 +15,7 @@ table of errors: one for each token and width, then one for each token and auxil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ class SparseLoss:
         for width in reversed(range(m - 1)):  # a latent is part of its own width and of all that follow
             grad_nmd[:, width] += grad_nmd[:, width + 1]
         if grad_a is not None and n_aux:
-            coefficient_a = grad_a * grad_a.new_tensor([2 / n * aux.coefficient for aux in self.auxiliary])
+            coefficient_a = grad_a * _numbers([2 / n * aux.coefficient for aux in self.auxiliary], grad_a)
             torch.mul(self.aux_error_and, coefficient_a[:, None, None], out=grad_and)
 
         grad_pre_e = kernels.dots(self.rows, table_rd, weights.W_dec_fd)
@@ -103,7 +104,7 @@ class SparseLoss:
         grad_W_dec = kernels.sums(by_latent, self.decoded_e[order], table_rd)
         by_token = Pattern(by_latent.offset_r, self.token_e[order])
         grad_W_enc = kernels.sums(by_token, grad_pre_e[order], self.x_nd)
-        grad_b_enc = torch.segment_reduce(grad_pre_e[order], "sum", offsets=by_latent.offset_r, initial=0)
+        grad_b_enc = torch.segment_reduce(grad_pre_e[order], "sum", offsets=by_latent.offset_r, initial=0, unsafe=True)
         grad_b_dec = grad_nmd[:, 0].sum(dim=0)
         if self.subtracts_b_dec:
             grad_b_dec = grad_b_dec - _weighted_sum(grad_b_enc, weights.W_enc_fd)
@@ -129,9 +130,9 @@ def sparse_loss(
         widths: Matryoshka widths, ascending, the last one all latents.
     """
     n, m = len(x_nd), len(widths)
-    width_e = torch.bucketize(selected.latent_e, torch.tensor(widths, device=x_nd.device), right=True)
+    width_e = torch.bucketize(selected.latent_e, _numbers(widths, selected.latent_e), right=True)
     main = pattern(selected.token_e * m + width_e, selected.latent_e, n * m)
-    decoded_e = torch.where(selected.act_e > 0, selected.pre_e, 0)
+    decoded_e = selected.pre_e.masked_fill(selected.act_e <= 0, 0)
     error_nmd = kernels.sums(main, decoded_e, weights.W_dec_fd).view(n, m, -1)
     error_nmd[:, 0] += weights.b_dec_d - target_nd
     for width in range(1, m):
@@ -147,7 +148,7 @@ def sparse_loss(
         tokens.append(chosen.token_e)
         decoded.append(chosen.pre_e)
     latent_e = torch.cat([selected.latent_e, *(aux.selected.latent_e for aux in auxiliary)])
-    coefficient_a = error_nmd.new_tensor([aux.coefficient for aux in auxiliary])
+    coefficient_a = _numbers([aux.coefficient for aux in auxiliary], error_nmd)
     sound = torch.ones_like(selected.smallest).masked_fill(selected.smallest.isnan(), torch.nan).to(error_nmd.dtype)
     return SparseLoss(
         kernels=kernels,
@@ -196,6 +197,12 @@ def attach(
         loss, W_enc, b_enc, W_dec, b_dec
     )
     return attached
+
+
+def _numbers(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """A few numbers on a device, which `torch.tensor` would copy there and wait for."""
+    numbers = [torch.full((), value, dtype=like.dtype, device=like.device) for value in values]
+    return torch.stack(numbers) if numbers else like.new_empty(0)
 
 
 def _weighted_sum(weight_f: torch.Tensor, table_fd: torch.Tensor) -> torch.Tensor:

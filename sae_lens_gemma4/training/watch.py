@@ -52,8 +52,8 @@ def signs(output: TrainStepOutput, smallest: torch.Tensor | None, ranks: Ranks =
     mean_d = x_nd.mean(dim=0)
     away_d = mean_d - ranks.mean(mean_d.clone())
     variance = ranks.mean(x_nd.var(dim=0, correction=0) + away_d.square()).sum(dtype=torch.float64)
-    ve = torch.where(variance > 0, 1 - output.losses["mse_loss"].detach() / variance, torch.nan)
-    smallest = ve.new_tensor(torch.inf) if smallest is None else smallest.double()
+    ve = (1 - output.losses["mse_loss"].detach() / variance).masked_fill(~(variance > 0), torch.nan)
+    smallest = torch.full_like(ve, torch.inf) if smallest is None else smallest.double()
     return torch.stack([smallest, ve, output.loss.detach().double()])
 
 
