@@ -24,6 +24,8 @@ from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
 
 _BATCH_BLOCKS = 4
+_BUFFER_BLOCKS = 64
+"""Of a chunk that is read from a cache: the stream's own default."""
 _CHUNKS = 8  # of a stream that is read ahead: the first cannot be, so that 16 / 9 is the most that it gives
 
 
@@ -124,5 +126,5 @@ def bench_harvest(
         Paired("three layers by the deepest alone", *ratio(times["all"], times["deepest"]), "≤ 1.1"),
         Paired("bare forward by three layers", *ratio(times["forward"], times["all"])),
         Paired("harvest and steps, in turn by ahead", *ratio(stepped[False], stepped[True])),
-        bench_cache(hidden, context, blocks, cache_gb, folder, rounds, device),
+        bench_cache(hidden, context, max(blocks, _BUFFER_BLOCKS), cache_gb, folder, rounds, device),
     )

@@ -57,7 +57,6 @@ class Loop:
         self.skipped = list(saved.stream["skipped"]) if saved is not None else []
         if not hooks:
             return
-        cache = self._cache()
         self.stream = ActivationStream(
             self.prepared.model,
             self.prepared.text,
@@ -70,9 +69,9 @@ class Loop:
             dtype=_DTYPES[a.dtype],
             device=cfg.model.device,
             max_skipped=a.max_skipped,
-            cache=cache,
+            cache=self._cache(),
             position=None if saved is None else Position.from_dict(saved.stream),
-            prefetch=cache is not None or torch.device(cfg.model.device).type == "cuda",
+            prefetch=torch.device(cfg.model.device).type == "cuda",
             ranks=for_reading(self.ranks),
         )
 

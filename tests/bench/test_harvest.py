@@ -30,7 +30,7 @@ def test_three_layers_race_the_deepest_alone_and_a_bare_forward_and_themselves_r
     assert sorted(asked) == sorted([(hooks, 4, False)] * 4 + alone + in_turn + ahead)
     assert result.layers == [1, 3, 4] and result.tokens == 64
     assert len(result.ratios) == 5 and all(p.ratio > 0 for p in result.ratios)
-    assert result.cache.gigabytes == 16 * 16 * 64 * 4 / 1e9  # four chunks of four blocks
+    assert result.cache.gigabytes == 4 * 64 * 16 * 64 * 4 / 1e9  # four chunks of 64 blocks
     assert not [*tmp_path.iterdir()]
 
 
