@@ -25,6 +25,7 @@ from sae_lens_gemma4.errors import ConfigError, DataError, SAEError
 from sae_lens_gemma4.evaluation.evaluate import evaluate_saes
 from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
 from sae_lens_gemma4.evaluation.result import SAEEvaluation
+from sae_lens_gemma4.kernels.dispatch import kernels_for
 from sae_lens_gemma4.kernels.ranks import ALONE, Ranks
 from sae_lens_gemma4.models.hook_names import layer_of
 from sae_lens_gemma4.models.interface import HookedModel, require_hook
@@ -110,10 +111,11 @@ def prepare(
         ranks: who does the same, to train together.
 
     Raises:
-        UnknownNameError: a release, SAE id, model class, architecture, setting or hook that does not exist.
+        UnknownNameError: a release, SAE id, model class, architecture, setting, hook or kernels that do not exist.
         ModelError, SAEError, DataError, ConfigError: what cannot be loaded, restored, read or used.
     """
     runs, given = cfg.runs(), model is not None
+    kernels_for(torch.device(cfg.model.device))  # raises now, and not at the first step, for a switch that names none
     bases = [_base(run, run.sae.device or cfg.model.device) for run in runs]
     forms = [None if base is None else _restored(base, run) for base, run in zip(bases, runs, strict=True)]
     if model is None:

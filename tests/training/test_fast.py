@@ -15,12 +15,14 @@ from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
 
 import sae_lens_gemma4
-from sae_lens_gemma4.errors import SAEError
+from sae_lens_gemma4.errors import SAEError, UnknownNameError
 from sae_lens_gemma4.kernels.dispatch import SWITCH
 from sae_lens_gemma4.training.fast import FAST, stock_form, stock_name
 from sae_lens_gemma4.training.restore import load_sae
+from sae_lens_gemma4.training.runner import ContinueTrainingRunner
 from sae_lens_gemma4.training.state import load_trainer_state, trainer_state
 from sae_lens_gemma4.training.trainer import SparseTrainer, _Later
+from tests.support import config
 
 D_IN, D_SAE, N = 24, 150, 64
 SETTINGS = {
@@ -369,3 +371,10 @@ def test_a_count_is_of_a_tensor_as_it_was(monkeypatch):
     assert later.is_of(counted) and later.get() == 3 and not later.is_of(counted.clone())
     counted[2] = 0
     assert not later.is_of(counted)
+
+
+def test_kernels_that_do_not_exist_are_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv(SWITCH, "tritn")
+    with pytest.raises(UnknownNameError, match="'triton'"):
+        ContinueTrainingRunner(config(tmp_path / "run"), progress=False).run()
+    assert not (tmp_path / "run").exists()
