@@ -1,0 +1,1 @@
+"""What single latents do: where they fire, what they write, which others are like them."""

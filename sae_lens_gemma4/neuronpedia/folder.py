@@ -1,0 +1,153 @@
+"""A folder of dashboards as data: sae-dashboard's batches, and what this package writes beside them.
+
+    batch-N.json           sae-dashboard 0.8's form: a header and the dashboards of some latents
+    skipped_indexes.json   the latents that never fired
+    run_settings.json      SAE, model, text and settings they were made with
+    latents.json           columns over latents for the viewer: where a dashboard lies, and what a list shows of it
+    nearest.json           of every latent, dead ones too, those whose decoder rows are most like its own
+
+The viewer, the export and the upload read through this module. A folder that sae-dashboard wrote has no `latents.json`
+and other settings; its batches are then read whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sae_lens_gemma4.errors import DataError, SAEError
+
+SETTINGS, SKIPPED = "run_settings.json", "skipped_indexes.json"
+LATENTS, NEAREST = "latents.json", "nearest.json"
+SCHEMA = 1
+Feature = dict[str, Any]
+"""One latent's dashboard, by sae-dashboard's names (docs/neuronpedia.md)."""
+_HEADER = ("model_id", "layer", "sae_set", "sae_id_suffix")
+
+
+class Dashboards:
+    """A finished folder of dashboards.
+
+    Attributes:
+        settings: what `run_settings.json` holds; of another's folder, what that one wrote.
+        header: `model_id`, `layer`, `sae_set`, `sae_id_suffix`.
+        dead: latents that never fired, ascending.
+
+    Raises:
+        DataError: no folder of dashboards, one that is not finished, or a file that cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.files = sorted(self.path.glob("batch-*.json"), key=_number)
+        if not self.path.is_dir() or not (self.files or (self.path / SKIPPED).is_file()):
+            raise DataError(f"{self.path} is no folder of dashboards: it has no batch-N.json.")
+        self.settings: dict[str, Any] = self._read(SETTINGS) if (self.path / SETTINGS).is_file() else {}
+        if self.ours and not self.settings.get("complete"):
+            raise DataError(
+                f"The dashboards in {self.path} are not finished. The call that made them goes on where it was stopped."
+            )
+        skipped = self._read(SKIPPED) if (self.path / SKIPPED).is_file() else {}
+        self.dead: list[int] = sorted(map(int, skipped.get("skipped_indexes", [])))
+        self.header: dict[str, Any] = {name: self._read_header().get(name) for name in _HEADER}
+
+    @property
+    def ours(self) -> bool:
+        """Whether this package made them."""
+        return self.settings.get("schema") == SCHEMA
+
+    def batches(self) -> Iterator[list[Feature]]:
+        """The dashboards of one file after another, in order of their latents."""
+        for file in self.files:
+            yield self._read(file.name, "features")["features"]
+
+    def features(self) -> Iterator[Feature]:
+        for batch in self.batches():
+            yield from batch
+
+    @cached_property
+    def latents(self) -> dict[str, list[Any]]:
+        """Columns over the latents that have a dashboard: `index`, `density`, `max`, `token` (the one that fires most),
+        `logit` (the token promoted most); and in our own folders `file`, `offset` and `length`."""
+        if (self.path / LATENTS).is_file():
+            return dict(self._read(LATENTS))
+        columns: dict[str, list[Any]] = {name: [] for name in ("index", "density", "max", "token", "logit", "file")}
+        for file in self.files:
+            for feature in self._read(file.name, "features")["features"]:
+                for name, value in summary(feature).items():
+                    columns[name].append(value)
+                columns["file"].append(file.name)
+        return columns
+
+    def feature(self, index: int) -> Feature:
+        """One latent's dashboard.
+
+        Raises:
+            SAEError: there is none of this latent.
+        """
+        row = self._row_of.get(index)
+        if row is None:
+            why = "it never fired on this text" if index in set(self.dead) else "there is no such latent"
+            raise SAEError(f"Latent {index} has no dashboard in {self.path}: {why}.")
+        columns = self.latents
+        if "offset" not in columns:
+            found = self._read(columns["file"][row], "features")["features"]
+            return next(f for f in found if f["feature_index"] == index)
+        with (self.path / columns["file"][row]).open("rb") as file:
+            file.seek(columns["offset"][row])
+            return self._parsed(file.read(columns["length"][row]), columns["file"][row])
+
+    @cached_property
+    def nearest(self) -> dict[str, list[list[Any]]]:
+        """`indices` and `cosine`, a row for each latent of the SAE by its index, best first; empty where nobody wrote it."""
+        return dict(self._read(NEAREST)) if (self.path / NEAREST).is_file() else {"indices": [], "cosine": []}
+
+    @cached_property
+    def _row_of(self) -> dict[int, int]:
+        return {index: row for row, index in enumerate(self.latents["index"])}
+
+    def _read_header(self) -> dict[str, Any]:
+        if self.ours:
+            return self.settings
+        return self._read(self.files[0].name, "features") if self.files else self._read(SKIPPED)
+
+    def _read(self, name: str, needed: str | None = None) -> dict[str, Any]:
+        try:
+            text = (self.path / name).read_bytes()
+        except OSError as e:
+            raise DataError(f"{self.path / name} cannot be read: {e.strerror}.") from e
+        found = self._parsed(text, name)
+        if needed is not None and not isinstance(found.get(needed), list):
+            raise DataError(f"{self.path / name} is no batch of dashboards: it has no list of {needed}.")
+        return found
+
+    def _parsed(self, text: bytes, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{self.path / name} is not whole, or no JSON: {e}. Remove it and make it again.") from e
+        if not isinstance(found, dict):
+            raise DataError(f"{self.path / name} does not hold an object.")
+        return found
+
+
+def summary(feature: Feature) -> dict[str, Any]:
+    """What a list shows of a dashboard: the columns of `Dashboards.latents` without its place."""
+    activations = feature["activations"]
+    top = max(activations, key=lambda a: max(a["values"]), default=None)
+    return {
+        "index": feature["feature_index"],
+        "density": feature["frac_nonzero"],
+        "max": None if top is None else max(top["values"]),
+        "token": None if top is None else top["tokens"][top["values"].index(max(top["values"]))],
+        "logit": feature["pos_str"][0] if feature["pos_str"] else None,
+    }
+
+
+def _number(path: Path) -> int:
+    match = re.search(r"\d+", path.name)
+    return int(match[0]) if match else -1
