@@ -7,8 +7,8 @@ on one tiny SAE read .451 where the saved one has .436. Pass such an SAE through
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from sae_lens_gemma4.evaluation.downstream import measure_downstream
 from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.evaluation.measuring import Measuring, check_sae
-from sae_lens_gemma4.evaluation.reading import reconstruct
+from sae_lens_gemma4.evaluation.reading import flat_heads, reconstruct
 from sae_lens_gemma4.evaluation.result import SAEEvaluation
 from sae_lens_gemma4.evaluation.robust import VerdictRules
 from sae_lens_gemma4.evaluation.structure import drift
@@ -138,7 +138,7 @@ def evaluate_saes(
     results = {}
     with ExitStack() as stack:
         for sae in saes.values():
-            stack.enter_context(_flat(sae))
+            stack.enter_context(flat_heads(sae))
         _listen(list(runs.values()), model, corpus, batch_blocks, isolate_documents, progress)
         for name, run in runs.items():
             metrics, reference = run.metrics(), references.get(name)
@@ -216,16 +216,3 @@ def _sae_facts(run: Measuring, source: Mapping[str, Any]) -> dict[str, Any]:
         "trained_on": cfg.metadata.model_name,
         "hash": sae_hash(run.sae),
     }
-
-
-@contextmanager
-def _flat(sae: SAE[Any]) -> Iterator[None]:
-    """Heads are flattened here, so the SAE must not; sae_lens's evaluation does the same (evals.py, `run_evals`)."""
-    reshapes = sae.hook_z_reshaping_mode
-    if reshapes:
-        sae.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        if reshapes:
-            sae.turn_on_forward_pass_hook_z_reshaping()

@@ -58,6 +58,23 @@ def check_sae(sae: SAE[Any], hook_name: str | None) -> str:
     return hook_name
 
 
+def sae_rows(sae: SAE[Any], hook_name: str, batch: Harvest) -> torch.Tensor:
+    """What an SAE reads of a batch, `[t, d_in]`.
+
+    Raises:
+        SAEError: the hook is not as wide as the SAE reads, or has not the head that it reads.
+    """
+    x, head = batch.acts[hook_name], sae.cfg.metadata.hook_head_index
+    if head is not None and x.ndim != 3:
+        raise SAEError(f"{hook_name} is not divided into heads; this SAE reads head {head} (hook_head_index).")
+    if head is not None and not -x.shape[1] <= head < x.shape[1]:
+        raise SAEError(f"{hook_name} has {x.shape[1]} heads; this SAE reads head {head}.")
+    x_td = x.flatten(1) if head is None else x[:, head]
+    if x_td.shape[-1] != sae.cfg.d_in:
+        raise SAEError(f"{hook_name} is {x_td.shape[-1]} wide; this SAE reads {sae.cfg.d_in}.")
+    return x_td
+
+
 class Measuring:
     """One SAE on one corpus.
 
@@ -81,20 +98,8 @@ class Measuring:
         self._seen = 0
 
     def rows(self, batch: Harvest) -> torch.Tensor:
-        """This SAE's activations `[t, d_in]` of a batch.
-
-        Raises:
-            SAEError: the hook is not as wide as the SAE reads, or has not the head that it reads.
-        """
-        x, head = batch.acts[self.hook_name], self.head
-        if head is not None and x.ndim != 3:
-            raise SAEError(f"{self.hook_name} is not divided into heads; this SAE reads head {head} (hook_head_index).")
-        if head is not None and not -x.shape[1] <= head < x.shape[1]:
-            raise SAEError(f"{self.hook_name} has {x.shape[1]} heads; this SAE reads head {head}.")
-        x_td = x.flatten(1) if head is None else x[:, head]
-        if x_td.shape[-1] != self.sae.cfg.d_in:
-            raise SAEError(f"{self.hook_name} is {x_td.shape[-1]} wide; this SAE reads {self.sae.cfg.d_in}.")
-        return x_td
+        """This SAE's activations `[t, d_in]` of a batch. Raises as `sae_rows` does."""
+        return sae_rows(self.sae, self.hook_name, batch)
 
     def update(self, batch: Harvest) -> None:
         x_td = self.rows(batch)

@@ -11,6 +11,7 @@ Shapes: `t` tokens, `f` latents, `a` active ones of a chunk, `d` the activations
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -69,11 +70,17 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
+def encode_active(sae: SAE[Any], x_td: torch.Tensor) -> Iterator[tuple[torch.Tensor, ActiveLatents]]:
+    """Encode `x_td` in chunks of fixed size: each chunk, on the SAE's device, and its active latents."""
+    for chunk_td in _chunks(sae, x_td):
+        yield chunk_td, ActiveLatents.of(sae.encode(chunk_td))
+
+
+@torch.no_grad()
 def read(sae: SAE[Any], x_td: torch.Tensor, widths: Sequence[int] = ()) -> Iterator[Reading]:
     """Encode and decode `x_td` in chunks; `widths` as Matryoshka SAEs nest them, ascending, at most `d_sae`."""
     linear = decodes_linearly(sae)
-    rows = max(1, min(CHUNK_LATENTS // sae.cfg.d_sae, CHUNK_VALUES // x_td[0].numel())) if len(x_td) else 1
-    for chunk_td in x_td.to(sae.W_dec.device).split(rows):
+    for chunk_td in _chunks(sae, x_td):
         acts_tf = sae.encode(chunk_td)
         active = ActiveLatents.of(acts_tf)
         if linear:
@@ -86,6 +93,19 @@ def read(sae: SAE[Any], x_td: torch.Tensor, widths: Sequence[int] = ()) -> Itera
         if widths:  # encoded again: one that normalises forgets what it did once it has decoded
             x_hat_wtd = torch.stack([sae.decode(_first(sae.encode(chunk_td), width)) for width in widths])
         yield Reading(chunk_td, x_hat_td, active, x_hat_wtd)
+
+
+@contextmanager
+def flat_heads(sae: SAE[Any]) -> Iterator[None]:
+    """Heads are flattened here, so the SAE must not; sae_lens's evaluation does the same (evals.py, `run_evals`)."""
+    reshapes = sae.hook_z_reshaping_mode
+    if reshapes:
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if reshapes:
+            sae.turn_on_forward_pass_hook_z_reshaping()
 
 
 def float64(x: torch.Tensor) -> torch.Tensor:
@@ -106,6 +126,11 @@ def decodes_linearly(sae: SAE[Any]) -> bool:
         and not sae.hook_z_reshaping_mode
         and not sae.hook_sae_recons.fwd_hooks
     )
+
+
+def _chunks(sae: SAE[Any], x_td: torch.Tensor) -> Sequence[torch.Tensor]:
+    rows = max(1, min(CHUNK_LATENTS // sae.cfg.d_sae, CHUNK_VALUES // x_td[0].numel())) if len(x_td) else 1
+    return x_td.to(sae.W_dec.device).split(rows)
 
 
 def _sums_of_rows(sae: SAE[Any], active: ActiveLatents, n_tokens: int, widths: Sequence[int]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from sae_lens_gemma4.errors import DataError, SAEError
 
 SETTINGS, SKIPPED = "run_settings.json", "skipped_indexes.json"
 LATENTS, NEAREST = "latents.json", "nearest.json"
+COLUMNS = ("index", "density", "max", "token", "logit", "file", "offset", "length")
 SCHEMA = 1
 Feature = dict[str, Any]
 """One latent's dashboard, by sae-dashboard's names (docs/neuronpedia.md)."""
@@ -75,7 +76,7 @@ class Dashboards:
         `logit` (the token promoted most); and in our own folders `file`, `offset` and `length`."""
         if (self.path / LATENTS).is_file():
             return dict(self._read(LATENTS))
-        columns: dict[str, list[Any]] = {name: [] for name in ("index", "density", "max", "token", "logit", "file")}
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS[:-2]}
         for file in self.files:
             for feature in self._read(file.name, "features")["features"]:
                 for name, value in summary(feature).items():
@@ -103,7 +104,7 @@ class Dashboards:
 
     @cached_property
     def nearest(self) -> dict[str, list[list[Any]]]:
-        """`indices` and `cosine`, a row for each latent of the SAE by its index, best first; empty where nobody wrote it."""
+        """`indices` and `cosine`: for each latent of the SAE, by its index, a row, best first. Empty if not there."""
         return dict(self._read(NEAREST)) if (self.path / NEAREST).is_file() else {"indices": [], "cosine": []}
 
     @cached_property

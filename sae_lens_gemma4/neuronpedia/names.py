@@ -21,8 +21,8 @@ from sae_lens_gemma4.models.hook_names import canonical_name, layer_of
 KNOWN_MODELS = ("gemma-4-e2b", "gemma-4-e4b", "gemma-4-31b")
 """The Gemma 4 models that Neuronpedia has (np_model_to_hf.json): base models all of them."""
 HOW_TO_ASK = (
-    "Its team adds models on request (support@neuronpedia.org); sae-lens-gemma4 upload-neuronpedia --new-model makes an "
-    "unlisted one of your own."
+    "Its team adds models on request (support@neuronpedia.org); sae-lens-gemma4 upload-neuronpedia --new-model makes "
+    "an unlisted one of your own."
 )
 
 _SITES = {
@@ -126,7 +126,7 @@ def set_name_of(author: str, architecture: str, hook_name: str, d_sae: int) -> s
 
 
 def catalogue_name(release: Release, entry: SAEEntry, d_sae: int, n_layers: int) -> SourceName:
-    """What an SAE of the catalogue is called: its id in use, else its set's where a sibling has one, else by convention.
+    """What an SAE of the catalogue is called: its id in use, else one of a set in use, else by convention.
 
     Args:
         n_layers: of the model; an SAE after the final norm counts as the last layer's.
