@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from sae_lens_gemma4.models.geometry import gemma4_geometry as gemma4_geometry
     from sae_lens_gemma4.models.loading import load_model as load_model
     from sae_lens_gemma4.models.proxy import Gemma4ProxyLM as Gemma4ProxyLM
+    from sae_lens_gemma4.neuronpedia.dashboards import build_dashboards as build_dashboards
+    from sae_lens_gemma4.neuronpedia.export import export_neuronpedia as export_neuronpedia
+    from sae_lens_gemma4.neuronpedia.folder import Dashboards as Dashboards
+    from sae_lens_gemma4.neuronpedia.upload import upload_neuronpedia as upload_neuronpedia
+    from sae_lens_gemma4.neuronpedia.writing import DashboardSettings as DashboardSettings
     from sae_lens_gemma4.training.config import ContinueTrainingConfig as ContinueTrainingConfig
     from sae_lens_gemma4.training.evaluator import HeldOutEvaluator as HeldOutEvaluator
     from sae_lens_gemma4.training.fast import FastBatchTopKTrainingSAEConfig as FastBatchTopKTrainingSAEConfig
@@ -87,6 +92,11 @@ _HOMES = {
     "gemma4_geometry": "models.geometry",
     "load_model": "models.loading",
     "Gemma4ProxyLM": "models.proxy",
+    "DashboardSettings": "neuronpedia.writing",
+    "Dashboards": "neuronpedia.folder",
+    "build_dashboards": "neuronpedia.dashboards",
+    "export_neuronpedia": "neuronpedia.export",
+    "upload_neuronpedia": "neuronpedia.upload",
     "ContinueTrainingConfig": "training.config",
     "restore_training_sae": "training.restore",
     "ContinueTrainingResult": "training.records",

@@ -110,8 +110,8 @@ def bench_evaluation(
         ours_by_encoder=by_encoder,
         ours_by_encoder_quartiles=quartiles,
         stock_by_ours=ratio(times["stock"], times["ours"])[0],
-        ours_peak_gb=_peak_gb(lambda: _whole_evaluation(sae, x_td, all_tokens), device),
-        stock_peak_gb=_peak_gb(contestants["stock"], device),
+        ours_peak_gb=peak_gb(lambda: _whole_evaluation(sae, x_td, all_tokens), device),
+        stock_peak_gb=peak_gb(contestants["stock"], device),
     )
 
 
@@ -181,7 +181,7 @@ def _whole_evaluation(sae: SAE[Any], x_td: torch.Tensor, all_tokens: int) -> Non
     accumulator.compute()
 
 
-def _peak_gb(run: Callable[[], Any], device: str) -> float | None:
+def peak_gb(run: Callable[[], Any], device: str) -> float | None:
     """The most memory above what was there before, on the GPU or, under Linux, of the process."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -15,10 +15,13 @@ import click
 from sae_lens_gemma4.cli import (  # noqa: F401  (they add their commands)
     bench,
     evaluating,
+    exporting,
     publishing,
     releases,
     restoring,
     running,
+    uploading,
+    viewing,
 )
 from sae_lens_gemma4.cli.group import cli
 from sae_lens_gemma4.errors import Gemma4SAEError

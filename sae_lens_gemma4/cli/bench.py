@@ -281,3 +281,36 @@ def bench_harvest(
     for p in r.ratios:
         table.add_row(p.what, f"{p.ratio:.3f}", f"{p.quartiles[0]:.3f}–{p.quartiles[1]:.3f}", p.target or "")
     Console().print(table)
+
+
+@bench.command("dashboards")
+@click.option("--d-sae", type=click.IntRange(min=2), default=65_536, show_default=True)
+@click.option("--prompts", type=click.IntRange(min=1), default=128, show_default=True, help="Of 128 tokens.")
+@click.option("--k", type=click.IntRange(min=1), default=100, show_default=True, help="About how many latents fire.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def bench_dashboards(d_sae: int, prompts: int, k: int, rounds: int, device: str, as_json: bool) -> None:
+    """Make dashboards of all latents of an SAE on the embedded model: beside forward and encode alone, and beside one
+    reading of the activations for each 128 latents."""
+    from sae_lens_gemma4.bench.dashboards import MEMORY_TARGET, READS_TARGET, TIME_TARGET
+    from sae_lens_gemma4.bench.dashboards import bench_dashboards as run
+
+    r = run(d_sae, prompts, k, rounds, device)
+    if as_json:
+        click.echo(json.dumps(r.to_dict(), indent=2))
+        return
+    click.echo(
+        f"{r.d_sae:,} latents, L0 {r.l0:.1f}, {r.tokens:,} tokens on {device}, {r.threads} threads, {rounds} rounds"
+    )
+    table = Table("", "", "quartiles", "target")
+    low, high = r.pass_by_bare_quartiles
+    table.add_row("pass by forward + encode", f"{r.pass_by_bare:.3f}", f"{low:.3f}–{high:.3f}", f"≤ {TIME_TARGET}")
+    table.add_row("with dashboards, 24,576 prompts", f"{r.whole_by_bare:.3f}", "", f"≤ {TIME_TARGET}")
+    table.add_row("activations read, 128 latents a time, by pass", f"{r.reads_by_pass:.0f}", "", f"≥ {READS_TARGET}")
+    low, high = r.by_128_by_pass_quartiles
+    table.add_row("time of these, by pass", f"{r.by_128_by_pass:.2f}", f"{low:.2f}–{high:.2f}", "")
+    table.add_row("a dashboard after the pass, ms", f"{r.latent_ms:.2f}", "", "")
+    peak = "–" if r.peak_gb is None else f"{r.peak_gb:.2f}"
+    table.add_row("peak memory above model and SAE, GB", peak, "", f"≤ {MEMORY_TARGET:g}")
+    Console().print(table)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +16,30 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_gemma4 import __version__
-from sae_lens_gemma4.activations.corpus import Corpus, CorpusLike, build_corpus
-from sae_lens_gemma4.activations.harvest import finite_rows
-from sae_lens_gemma4.activations.vocabulary import check_tokenizer, check_tokens
-from sae_lens_gemma4.catalogue.registry import releases
-from sae_lens_gemma4.errors import CatalogueWarning, ConfigError, MismatchWarning, SAEError, warn_caller
-from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
-from sae_lens_gemma4.evaluation.measuring import check_sae
+from sae_lens_gemma4.activations.corpus import CorpusLike
+from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.result import write_json
 from sae_lens_gemma4.interp.firings import differing
-from sae_lens_gemma4.interp.gathering import gather_firings, needs
+from sae_lens_gemma4.interp.gathering import gather_firings
 from sae_lens_gemma4.interp.pieces import pieces_of
 from sae_lens_gemma4.interp.unembedding import Unembedding
-from sae_lens_gemma4.models.hook_names import canonical_name, hf_name, layer_of
-from sae_lens_gemma4.models.interface import HookedModel, model_name, vocab_size
-from sae_lens_gemma4.neuronpedia.folder import SCHEMA, SETTINGS, Dashboards
-from sae_lens_gemma4.neuronpedia.names import SourceName, catalogue_name, model_id_of
-from sae_lens_gemma4.neuronpedia.writing import DashboardSettings, Writer
+from sae_lens_gemma4.models.interface import HookedModel, vocab_size
+from sae_lens_gemma4.neuronpedia.folder import SETTINGS, Dashboards
+from sae_lens_gemma4.neuronpedia.planning import Plan, plan_dashboards
+from sae_lens_gemma4.neuronpedia.writing import Writer
 
-N_PROMPTS, CONTEXT_SIZE = 24_576, 128
-"""What Neuronpedia's own dashboards are made from."""
 FIRINGS = "firings"
 
 
-class ShortCorpusWarning(CatalogueWarning):
-    """A text with fewer prompts than were asked for."""
-
-
-@torch.no_grad()
 def build_dashboards(
     sae: SAE[Any],
     model: HookedModel,
     corpus: CorpusLike,
     out_dir: str | Path,
     *,
-    hook_name: str | None = None,
-    n_prompts: int = N_PROMPTS,
-    context_size: int = CONTEXT_SIZE,
-    split: str = "train",
-    batch_blocks: int = 16,
-    isolate_documents: bool = False,
-    settings: DashboardSettings = DashboardSettings(),
-    source: Mapping[str, Any] | None = None,
-    model_id: str | None = None,
-    set_name: str | None = None,
-    suffix: str | None = None,
     keep_firings: bool = False,
     progress: bool = True,
+    **settings: Any,
 ) -> Dashboards:
     """Make the dashboards of every latent of an SAE, in one pass over a text.
 
@@ -73,174 +48,54 @@ def build_dashboards(
         model: any model that sae_lens can hook, with a tokenizer.
         corpus: whatever `build_corpus` takes. A `Corpus` is read as it is, and whole.
         out_dir: a new folder, or one in which a call with the same arguments was stopped.
-        hook_name: where the SAE reads; its metadata's by default.
-        n_prompts, context_size: blocks, and tokens in each, of a text that is not a `Corpus` yet.
-        split: for a corpus that is a dataset's name.
-        batch_blocks: blocks a forward pass.
-        isolate_documents: as `harvest` takes it.
-        source: where the SAE came from (`release` and `sae_id`, or `path`); of the catalogue's it is known.
-        model_id, set_name, suffix: what Neuronpedia calls it (`names.SourceName`), where not the catalogue's names.
         keep_firings: leave all activations in `out_dir/firings`: 8 bytes each.
+        settings: of `plan_dashboards`.
 
     Returns:
         The folder, opened.
 
     Raises:
-        SAEError: a training SAE, a transcoder, no hook to read, or activations of another width.
         ConfigError: the folder holds other dashboards, naming what differs; or its disk is full.
-        UnknownNameError: the model has no such hook.
-        DataError: the corpus cannot be read or is another tokenizer's, or activations are not finite.
+        DataError: activations that are not finite. Others as `plan_dashboards`.
     """
-    folder, hook_name = Path(out_dir), check_sae(sae, hook_name)
-    _check_weights(sae)
-    corpus = _prompts(corpus, model, n_prompts, context_size, split)
-    facts = _facts(sae, model, hook_name, corpus, source, isolate_documents)
-    header = _header(facts, model_id, set_name, suffix)
-    document = {
-        **header,
-        "schema": SCHEMA,
-        "complete": False,
-        **facts,
-        "dashboard": asdict(settings),
-        "seed": settings.seed,
-        "version": __version__,
-    }
+    plan = plan_dashboards(sae, model, corpus, **settings)
+    return make_dashboards(plan, out_dir, keep_firings=keep_firings, progress=progress)
+
+
+@torch.no_grad()
+def make_dashboards(
+    plan: Plan, out_dir: str | Path, *, keep_firings: bool = False, progress: bool = True
+) -> Dashboards:
+    """Make what is planned, or what is missing of it. Arguments and errors as `build_dashboards`."""
+    folder, document = Path(out_dir), plan.document
     if _begun(folder, document):
         return Dashboards(folder)
-    unembedding = Unembedding.of(model, sae, hook_name)
+    unembedding = Unembedding.of(plan.model, plan.sae, plan.hook_name)
     if progress:
-        found = needs(
-            sae, model, hook_name, corpus, folder, batch_blocks=batch_blocks, isolate_documents=isolate_documents
-        )
-        tqdm.write(
-            f"{corpus.n_blocks:,} prompts, {corpus.n_tokens:,} tokens that count; L0 is about {found.l0:.1f}. Memory, "
-            f"besides model and SAE: about {found.memory / 1e9:.1f} GB. Disk, until the dashboards are made: about "
-            f"{found.disk / 1e9:.1f} GB."
-        )
+        tqdm.write(plan.sentence(plan.needs(folder)))
     firings = gather_firings(
-        sae,
-        model,
-        hook_name,
-        corpus,
+        plan.sae,
+        plan.model,
+        plan.hook_name,
+        plan.corpus,
         folder / FIRINGS,
-        {"sae": facts["sae"]["hash"], "model": facts["model"]["fingerprint"], "corpus": corpus.hash},
-        batch_blocks=batch_blocks,
-        isolate_documents=isolate_documents,
+        {
+            "sae": document["sae"]["hash"],
+            "model": document["model"]["fingerprint"],
+            "corpus": document["corpus"]["hash"],
+        },
+        **plan.reading,
         progress=progress,
     )
-    n_vocab = vocab_size(model) or len(model.tokenizer)
-    pieces, bos = pieces_of(model.tokenizer, n_vocab), model.tokenizer.bos_token_id
-    Writer(firings, corpus, sae, header, pieces, unembedding, bos, facts["dataset"], settings).write(
-        folder, progress=progress
-    )
+    tokenizer = plan.model.tokenizer
+    pieces = pieces_of(tokenizer, vocab_size(plan.model) or len(tokenizer))
+    bos, dataset = tokenizer.bos_token_id, document["dataset"]
+    writer = Writer(firings, plan.corpus, plan.sae, plan.header, pieces, unembedding, bos, dataset, plan.settings)
+    writer.write(folder, progress=progress)
     write_json(document | {"complete": True}, folder / SETTINGS)
     if not keep_firings:
         shutil.rmtree(folder / FIRINGS)
     return Dashboards(folder)
-
-
-def _check_weights(sae: SAE[Any]) -> None:
-    """What is not a number would fire nowhere, in silence. A threshold may be infinite: that latent is switched off."""
-    for name, tensor in sae.state_dict().items():
-        if tensor.is_floating_point() and tensor.isnan().any():
-            raise SAEError(f"{name} of the SAE holds NaN.")
-    finite_f = finite_rows(sae.W_dec)
-    if not finite_f.all():
-        raise SAEError(f"The decoder row of latent {int((~finite_f).nonzero()[0])} is not finite.")
-
-
-def _prompts(source: CorpusLike, model: HookedModel, n_prompts: int, context_size: int, split: str) -> Corpus:
-    """The text as blocks, held against the model; warns where there are fewer than asked for."""
-    if n_prompts < 1:
-        raise ConfigError(f"n_prompts must be at least 1, not {n_prompts}.")
-    asked = n_prompts * context_size  # as no block has more tokens that count, so many blocks at least
-    corpus = build_corpus(source, model.tokenizer, context_size=context_size, split=split, max_tokens=asked)
-    check_tokenizer(corpus, model.tokenizer)
-    if (n_vocab := vocab_size(model)) is not None:
-        check_tokens(corpus, n_vocab)
-    if isinstance(source, Corpus):
-        return corpus
-    if corpus.n_blocks < n_prompts:
-        warn_caller(
-            f"Corpus {corpus.name!r} has {corpus.n_blocks:,} prompts of {context_size} tokens, of {n_prompts:,} that "
-            f"were asked for: latents that fire less than once in {corpus.n_tokens:,} tokens will seem dead.",
-            ShortCorpusWarning,
-        )
-    return corpus.take(torch.arange(min(n_prompts, corpus.n_blocks)))
-
-
-def _facts(
-    sae: SAE[Any],
-    model: HookedModel,
-    hook_name: str,
-    corpus: Corpus,
-    source: Mapping[str, Any] | None,
-    isolate_documents: bool,
-) -> dict[str, Any]:
-    """What the dashboards are of."""
-    cfg = sae.cfg
-    known = {name: getattr(cfg.metadata, name, None) for name in ("release", "sae_id")}
-    name = model_name(model)
-    return {
-        "sae": {
-            **known,
-            **(source or {}),
-            "d_in": cfg.d_in,
-            "d_sae": cfg.d_sae,
-            "architecture": cfg.architecture(),
-            "hook_name": canonical_name(hook_name),
-            "hf_hook_name": hf_name(hook_name),
-            "trained_on": cfg.metadata.model_name,
-            "hash": sae_hash(sae),
-            "config": json.loads(json.dumps(cfg.to_dict(), default=str)),
-        },
-        "model": {
-            "name": name,
-            "class": type(model).__name__,
-            "dtype": str(next(iter(model.parameters())).dtype).removeprefix("torch."),
-            "fingerprint": model_fingerprint(model),
-            **_sizes(model),
-        },
-        "corpus": {**corpus.facts(), "isolate_documents": isolate_documents},
-        "dataset": (corpus.origin.source if corpus.origin else None) or corpus.name,
-        "n_prompts_total": corpus.n_blocks,
-        "n_tokens_in_prompt": corpus.context_size,
-        "n_tokens": corpus.n_tokens,
-    }
-
-
-def _sizes(model: Any) -> dict[str, int | None]:
-    """Layers, width and neurons a layer, by transformers' config or TransformerLens's."""
-    config = getattr(getattr(model, "original_model", None) or getattr(model, "model", None), "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        text, names = config.get_text_config(), ("num_hidden_layers", "hidden_size", "intermediate_size")
-    else:
-        text, names = model.cfg, ("n_layers", "d_model", "d_mlp")
-    sizes = [getattr(text, name, None) for name in names]
-    return dict(zip(("n_layers", "d_model", "d_mlp"), sizes, strict=True))
-
-
-def _header(facts: Mapping[str, Any], model_id: str | None, set_name: str | None, suffix: str | None) -> dict[str, Any]:
-    """The SAE's names: those given, else the catalogue's. A set without one is "", and the export asks for it."""
-    sae, model = facts["sae"], facts["model"]
-    layer = layer_of(sae["hook_name"])
-    n_layers = model["n_layers"] or 1
-    release = releases().get(str(sae["release"]))
-    if release is not None and sae["sae_id"] in release.sae_ids:
-        name = catalogue_name(release, release.sae(sae["sae_id"]), sae["d_sae"], n_layers)
-        set_name, suffix = set_name or name.set_name, suffix if suffix or set_name else name.suffix
-        if model["name"] and model_id is None and model_id_of(model["name"]) != name.model_id:
-            warn_caller(
-                f"{sae['sae_id']} of {sae['release']} was trained on {release.model} and is read on {model['name']}: "
-                f"these are dashboards of another model, {model_id_of(model['name'])}, than Neuronpedia's {name}.",
-                MismatchWarning,
-            )
-    if model_id is None:
-        model_id = model_id_of(model["name"] or sae["trained_on"] or "")
-    layer = n_layers - 1 if layer is None else layer
-    if model_id and set_name:
-        SourceName(model_id, layer, set_name, suffix)
-    return {"model_id": model_id, "layer": layer, "sae_set": set_name or "", "sae_id_suffix": suffix}
 
 
 def _begun(folder: Path, document: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ COLUMNS = ("index", "density", "max", "token", "logit", "file", "offset", "lengt
 SCHEMA = 1
 Feature = dict[str, Any]
 """One latent's dashboard, by sae-dashboard's names (docs/neuronpedia.md)."""
-_HEADER = ("model_id", "layer", "sae_set", "sae_id_suffix")
+HEADER = ("model_id", "layer", "sae_set", "sae_id_suffix")
 
 
 class Dashboards:
@@ -54,7 +54,7 @@ class Dashboards:
             )
         skipped = self._read(SKIPPED) if (self.path / SKIPPED).is_file() else {}
         self.dead: list[int] = sorted(map(int, skipped.get("skipped_indexes", [])))
-        self.header: dict[str, Any] = {name: self._read_header().get(name) for name in _HEADER}
+        self.header: dict[str, Any] = {name: self._read_header().get(name) for name in HEADER}
 
     @property
     def ours(self) -> bool:

@@ -11,11 +11,10 @@ source-set/new/route.tsx of github.com/hijohnnylin/neuronpedia at ebb8426f.
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass, replace
 
 from sae_lens_gemma4.catalogue.registry import Release, SAEEntry
-from sae_lens_gemma4.errors import CatalogueWarning, ConfigError
+from sae_lens_gemma4.errors import CatalogueWarning, ConfigError, warn_caller
 from sae_lens_gemma4.models.hook_names import canonical_name, layer_of
 
 KNOWN_MODELS = ("gemma-4-e2b", "gemma-4-e4b", "gemma-4-31b")
@@ -104,7 +103,7 @@ def warn_if_unknown(model_id: str) -> None:
     if model_id not in KNOWN_MODELS:
         known = ", ".join(KNOWN_MODELS)
         message = f"Neuronpedia has no model {model_id!r} (of Gemma 4 it has {known}). {HOW_TO_ASK}"
-        warnings.warn(message, UnknownModelWarning, stacklevel=3)
+        warn_caller(message, UnknownModelWarning)
 
 
 def site_of_hook(hook_name: str) -> str:

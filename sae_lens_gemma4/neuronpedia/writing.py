@@ -97,7 +97,8 @@ class Writer:
         self.n_tokens = corpus.n_tokens
         self.cofiring = neighbours.Cofiring(firings, corpus, settings.cofiring_tokens)
         self.unit_gd = neighbours.unit_rows(sae.W_dec)
-        self._end_b = corpus.context_size - (corpus.document_bp.flip(1) >= 0).int().argmax(dim=1)
+        ends_b = corpus.context_size - (corpus.document_bp.flip(1) >= 0).int().argmax(dim=1)
+        self._end_b: list[int] = ends_b.tolist()
         self._texts: dict[int, list[str]] = {}
 
     @property
@@ -196,21 +197,22 @@ class Writer:
 
     def _contexts(self, group: Group) -> Iterator[dict[str, Any]]:
         low, high = (-1 if group.low is None else _rounded([group.low])[0]), _rounded([group.high])[0]
-        for context in group.contexts:
-            shown = slice(self.first, int(self._end_b[context.block]))
+        value_cp = _rounded(np.array([context.value_p for context in group.contexts]))
+        for context, value_p in zip(group.contexts, value_cp, strict=True):
+            shown = slice(self.first, self._end_b[context.block])
             yield {
                 "bin_min": low,
                 "bin_max": high,
                 "bin_contains": -1 if group.share is None else group.share,
                 "tokens": self._tokens(context.block),
-                "values": _rounded(context.value_p[shown]),
+                "values": value_p[shown],
                 "qualifying_token_index": context.position - self.first,
             }
 
     def _tokens(self, block: int) -> list[str]:
         """A block's tokens without the BOS that opens it and without padding."""
         if block not in self._texts:
-            token_p = self.corpus.tokens_bp[block, self.first : int(self._end_b[block])].tolist()
+            token_p = self.corpus.tokens_bp[block, self.first : self._end_b[block]].tolist()
             self._texts[block] = [self.pieces[token] for token in token_p]
         return self._texts[block]
 
@@ -249,10 +251,10 @@ def _entries(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _rounded(values: Any) -> list[float]:
+def _rounded(values: Any) -> list[Any]:
     """To three places, as sae-dashboard rounds, and more where the greatest has fewer than three digits then."""
     array = np.asarray(values, dtype=np.float64)
     greatest = float(np.abs(array).max(initial=0.0))
     places = 2 - math.floor(math.log10(greatest)) if 0 < greatest < 0.1 else 3
-    rounded: list[float] = array.round(places).tolist()
+    rounded: list[Any] = array.round(places).tolist()
     return rounded

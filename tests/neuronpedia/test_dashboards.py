@@ -10,8 +10,9 @@ from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
 import sae_lens_gemma4 as g4
 from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, SAEError
 from sae_lens_gemma4.neuronpedia import writing
-from sae_lens_gemma4.neuronpedia.dashboards import ShortCorpusWarning, build_dashboards
+from sae_lens_gemma4.neuronpedia.dashboards import build_dashboards
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
+from sae_lens_gemma4.neuronpedia.planning import ShortCorpusWarning
 from sae_lens_gemma4.neuronpedia.writing import DashboardSettings, Writer
 from sae_lens_gemma4.testing import tiny_gemma4, tiny_tokenizer
 from tests.interp.plain import correlation, dense

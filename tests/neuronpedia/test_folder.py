@@ -1,0 +1,129 @@
+"""Reading dashboards: our own, sae-dashboard's, and what a kill or a hand has left."""
+
+import json
+
+import pytest
+
+from sae_lens_gemma4.errors import DataError, SAEError
+from sae_lens_gemma4.neuronpedia.folder import Dashboards
+from tests.neuronpedia import sample
+
+
+@pytest.fixture
+def ours(tmp_path):
+    return sample.write_dashboards(tmp_path / "ours")
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """The same as sae-dashboard leaves it: its settings have no schema, and nothing lies beside its own files."""
+    folder = sample.write_dashboards(tmp_path / "theirs")
+    for name in ("latents.json", "nearest.json"):
+        (folder / name).unlink()
+    (folder / "run_settings.json").write_text(json.dumps({"sae_set": "x", "np_set_name": "y", "n_prompts_total": 5}))
+    return folder
+
+
+def content(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_ours_are_read_whole(ours):
+    found = Dashboards(ours)
+    assert found.ours and found.header == sample.HEADER and found.dead == [3, 11]
+    assert [f["feature_index"] for f in found.features()] == [i for i in range(20) if i not in (3, 11)]
+    assert [len(batch) for batch in found.batches()] == [7, 7, 4]
+    assert found.nearest["indices"][19] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("index", [0, 7, 8, 12, 19])
+def test_a_latent_is_found_by_its_place_as_in_its_batch(index, ours, theirs):
+    expected = next(f for f in content(ours, f"batch-{index // 8}.json")["features"] if f["feature_index"] == index)
+    assert Dashboards(ours).feature(index) == expected == Dashboards(theirs).feature(index)
+
+
+def test_a_latent_without_dashboard_says_why(ours):
+    with pytest.raises(SAEError, match=r"Latent 3 has no dashboard in .*: it never fired on this text"):
+        Dashboards(ours).feature(3)
+    with pytest.raises(SAEError, match=r"Latent 20 has no dashboard in .*: there is no such latent"):
+        Dashboards(ours).feature(20)
+
+
+def test_what_a_list_shows_is_the_same_with_and_without_a_file_of_it(ours, theirs):
+    here, there = Dashboards(ours).latents, Dashboards(theirs).latents
+    for name in ("index", "density", "max", "token", "logit", "file"):
+        assert here[name] == there[name], name
+    first = content(ours, "batch-0.json")["features"][0]
+    top = max(first["activations"], key=lambda a: max(a["values"]))
+    assert (here["max"][0], here["logit"][0]) == (max(top["values"]), first["pos_str"][0])
+    assert here["token"][0] == top["tokens"][top["values"].index(max(top["values"]))]
+
+
+def test_sae_dashboard_s_have_its_header_and_no_neighbours(theirs):
+    found = Dashboards(theirs)
+    assert not found.ours and found.header == sample.HEADER and found.dead == [3, 11]
+    assert found.nearest == {"indices": [], "cosine": []}
+    assert len(list(found.features())) == 18
+    (theirs / "skipped_indexes.json").unlink()
+    (theirs / "run_settings.json").unlink()
+    assert Dashboards(theirs).dead == [] and Dashboards(theirs).settings == {}
+
+
+def test_batches_go_by_number_and_not_by_name(tmp_path):
+    folder = sample.write_dashboards(tmp_path / "d", d_sae=36, dead=(), per_file=3)
+    assert [p.name for p in Dashboards(folder).files] == [f"batch-{n}.json" for n in range(12)]
+    assert [f["feature_index"] for f in Dashboards(folder).features()] == list(range(36))
+
+
+def test_a_folder_of_dead_latents_alone_is_one(tmp_path):
+    folder = sample.write_dashboards(tmp_path / "d", d_sae=4, dead=range(4))
+    for file in folder.glob("batch-*.json"):
+        file.unlink()
+    assert Dashboards(folder).dead == [0, 1, 2, 3] and list(Dashboards(folder).features()) == []
+
+
+def test_what_is_no_folder_of_dashboards_is_said_to_be_none(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "file", "empty"):
+        with pytest.raises(DataError, match=f"{name} is no folder of dashboards"):
+            Dashboards(tmp_path / name)
+
+
+def test_dashboards_that_are_not_finished_are_not_read(tmp_path):
+    folder = sample.write_dashboards(tmp_path / "d", complete=False)
+    with pytest.raises(DataError, match=r"are not finished\. The call that made them goes on"):
+        Dashboards(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_a_batch_that_a_kill_cut_off_is_named(share, ours, theirs):
+    for folder in (ours, theirs):
+        file = folder / "batch-1.json"
+        whole = file.read_bytes()
+        file.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(DataError, match=r"batch-1\.json is not whole, or no JSON"):
+            list(Dashboards(folder).features())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[1]", "does not hold an object"),
+        ('{"model_id": "x"}', "is no batch of dashboards: it has no list of features"),
+        ('{"features": {}}', "is no batch of dashboards"),
+        ("[" * 100_000, "is not whole, or no JSON"),
+        ("\x00\x01", "is not whole, or no JSON"),
+    ],
+)
+def test_a_file_that_is_no_batch_is_named(text, reason, ours):
+    (ours / "batch-1.json").write_text(text)
+    with pytest.raises(DataError, match=rf"batch-1\.json {reason}"):
+        list(Dashboards(ours).features())
+
+
+@pytest.mark.parametrize("name", ["run_settings.json", "skipped_indexes.json"])
+def test_settings_that_cannot_be_read_are_named(name, ours):
+    (ours / name).write_text("{")
+    with pytest.raises(DataError, match=f"{name} is not whole"):
+        Dashboards(ours)
