@@ -21,7 +21,7 @@ _OPTIONS = {
     "prompts": "text.prompts",
     "context_size": "text.context_size",
     "batch_blocks": "text.batch_blocks",
-    "explanations": "explanations",
+    "labels": "labels",
     "out": "output",
     "keep_firings": "keep_firings",
 }
@@ -37,7 +37,7 @@ _OPTIONS = {
 @click.option("--prompts", type=click.IntRange(min=1), help="[default: 24576]")
 @click.option("--context-size", type=click.IntRange(min=2), help="Tokens a prompt. [default: 128]")
 @click.option("--batch-blocks", type=click.IntRange(min=1), help="Prompts a forward. [default: 16]")
-@click.option("--explanations", metavar="FILE", help="Labels: a CSV or JSON file; or catalogue, for the release's own.")
+@click.option("--labels", metavar="FILE", help="A CSV or JSON file of them, or catalogue for the release's own.")
 @click.option("--device", help="[default: cpu]")
 @click.option("--dtype", help="The model's, as float32 or bfloat16. [default: the checkpoint's]")
 @click.option("--out", help="A folder: dashboards and exports go into it.")
@@ -51,8 +51,8 @@ def export_neuronpedia(places: tuple[str, ...], changes: tuple[str, ...], dry_ru
     """Make dashboards of every latent of an SAE, and the folder that Neuronpedia imports.
 
     RELEASE is a release and SAE_ID an id of it, or RELEASE is a folder or weights file, or a recipe (.yaml), over which
-    options win. A call that was stopped goes on when it is made again; one with other --explanations makes the export
-    anew from the dashboards that are there. docs/neuronpedia.md has the rest.
+    options win. A call that was stopped goes on when it is made again; one with other --labels makes the export anew
+    from the dashboards that are there. docs/neuronpedia.md has the rest.
     """
     if len(places) > 2:
         raise click.UsageError("export-neuronpedia takes RELEASE SAE_ID, a folder, or a recipe.")
@@ -70,7 +70,7 @@ def export_neuronpedia(places: tuple[str, ...], changes: tuple[str, ...], dry_ru
 
     prepared = prepare(from_mapping(NeuronpediaJob, data, "recipe"))
     if dry_run:
-        plan, labels = prepared.plan, sum(map(len, prepared.explanations.values()))
+        plan, labels = prepared.plan, sum(map(len, prepared.labels.values()))
         click.echo(plan.sentence(plan.needs(prepared.dashboards)))
         click.echo(f"{plan.sae.cfg.d_sae:,} latents as {prepared.name}, {labels:,} labels. Nothing was written.")
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sae_lens_gemma4.cli.group import cli
+from sae_lens_gemma4.report.visible import visible_name
 
 if TYPE_CHECKING:
     from sae_lens_gemma4.neuronpedia.limits import Changes
@@ -122,5 +123,5 @@ def _print_changes(changes: Changes) -> None:
         if count := getattr(changes, name):
             click.echo(f"{count:,} {what}.")
     if changes.dropped_methods:
-        methods = ", ".join(sorted(changes.dropped_methods))
+        methods = ", ".join(map(visible_name, sorted(changes.dropped_methods)))
         click.echo(f"Labels of kinds that the site does not have ({methods}) go without their kind.")

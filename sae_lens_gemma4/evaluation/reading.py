@@ -130,7 +130,8 @@ def decodes_linearly(sae: SAE[Any]) -> bool:
 
 def _chunks(sae: SAE[Any], x_td: torch.Tensor) -> Sequence[torch.Tensor]:
     rows = max(1, min(CHUNK_LATENTS // sae.cfg.d_sae, CHUNK_VALUES // x_td[0].numel())) if len(x_td) else 1
-    return x_td.to(sae.W_dec.device).split(rows)
+    chunks: Sequence[torch.Tensor] = x_td.to(sae.W_dec.device).split(rows)
+    return chunks
 
 
 def _sums_of_rows(sae: SAE[Any], active: ActiveLatents, n_tokens: int, widths: Sequence[int]) -> torch.Tensor:

@@ -89,18 +89,22 @@ class Dashboards:
 
         Raises:
             SAEError: there is none of this latent.
+            DataError: its file cannot be read, or has another in its place.
         """
         row = self._row_of.get(index)
         if row is None:
             why = "it never fired on this text" if index in set(self.dead) else "there is no such latent"
             raise SAEError(f"Latent {index} has no dashboard in {self.path}: {why}.")
         columns = self.latents
+        name = columns["file"][row]
         if "offset" not in columns:
-            found = self._read(columns["file"][row], "features")["features"]
+            found = self._read(name, "features")["features"]
             return next(f for f in found if f["feature_index"] == index)
-        with (self.path / columns["file"][row]).open("rb") as file:
-            file.seek(columns["offset"][row])
-            return self._parsed(file.read(columns["length"][row]), columns["file"][row])
+        offset, length = columns["offset"][row], columns["length"][row]
+        feature = self._parsed(self._bytes(name, offset, length), name)
+        if feature.get("feature_index") != index:
+            raise DataError(f"{self.path / name} has not latent {index} where {LATENTS} says. Make the folder again.")
+        return feature
 
     @cached_property
     def nearest(self) -> dict[str, list[list[Any]]]:
@@ -117,14 +121,18 @@ class Dashboards:
         return self._read(self.files[0].name, "features") if self.files else self._read(SKIPPED)
 
     def _read(self, name: str, needed: str | None = None) -> dict[str, Any]:
-        try:
-            text = (self.path / name).read_bytes()
-        except OSError as e:
-            raise DataError(f"{self.path / name} cannot be read: {e.strerror}.") from e
-        found = self._parsed(text, name)
+        found = self._parsed(self._bytes(name), name)
         if needed is not None and not isinstance(found.get(needed), list):
             raise DataError(f"{self.path / name} is no batch of dashboards: it has no list of {needed}.")
         return found
+
+    def _bytes(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        try:
+            with (self.path / name).open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        except OSError as e:
+            raise DataError(f"{self.path / name} cannot be read: {e.strerror}.") from e
 
     def _parsed(self, text: bytes, name: str) -> dict[str, Any]:
         try:

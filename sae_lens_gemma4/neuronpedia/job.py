@@ -30,18 +30,26 @@ DASHBOARDS, EXPORTS = "dashboards", "exports"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the SAE is: a release of the catalogue or of sae_lens and an id in it, or a folder or weights file."""
+    """Where the SAE is: a release of the catalogue or of sae_lens and an id in it, or a folder or weights file.
+
+    Attributes:
+        fold_decoder_norms: multiply activations by the lengths of decoder rows, as Neuronpedia's server does.
+    """
 
     release: str | None = None
     sae_id: str | None = None
     path: str | None = None
+    fold_decoder_norms: bool = False
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.release is None) or (self.release is None) != (self.sae_id is None):
             raise ConfigError("An SAE is a release and an sae_id, or a path.")
 
     def load(self, device: str) -> SAE[Any]:
-        return load_sae(self.path or str(self.release), self.sae_id, device=device)
+        sae = load_sae(self.path or str(self.release), self.sae_id, device=device)
+        if self.fold_decoder_norms:
+            sae.fold_W_dec_norm()
+        return sae
 
     def source(self) -> dict[str, Any]:
         return {"path": self.path} if self.path else {"release": self.release, "sae_id": self.sae_id}
@@ -99,7 +107,7 @@ class NeuronpediaJob:
     """A recipe of `export-neuronpedia`.
 
     Attributes:
-        explanations: labels: a CSV or JSON file, or `catalogue` for the release's own.
+        labels: a CSV or JSON file, or `catalogue` for the release's own.
         output: a folder; `dashboards` and `exports` are made in it.
         keep_firings: leave all activations in `dashboards/firings`.
     """
@@ -110,7 +118,7 @@ class NeuronpediaJob:
     output: str
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     listing: Stated = field(default_factory=Stated)
-    explanations: str | None = None
+    labels: str | None = None
     keep_firings: bool = False
 
 
@@ -121,7 +129,7 @@ class Prepared:
     job: NeuronpediaJob
     plan: Plan
     name: SourceName
-    explanations: Explanations
+    labels: Explanations
 
     @property
     def dashboards(self) -> Path:
@@ -141,7 +149,7 @@ class Prepared:
         return export_neuronpedia(
             made.path,
             self.exports,
-            explanations=self.explanations or None,
+            explanations=self.labels or None,
             progress=progress,
             **self.job.listing.arguments(),
         )
@@ -175,9 +183,9 @@ def prepare(job: NeuronpediaJob) -> Prepared:
     )
     listing = listing_of(plan.document, stated.arguments())
     labels: Explanations = {}
-    if job.explanations is not None:
+    if job.labels is not None:
         labels = read_explanations(
-            job.explanations,
+            job.labels,
             d_sae=sae.cfg.d_sae,
             release=listing.release,
             sae_id=listing.sae_id,

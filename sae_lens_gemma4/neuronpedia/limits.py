@@ -17,6 +17,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from sae_lens_gemma4.errors import DataError
+from sae_lens_gemma4.interp.pieces import safe_piece
 from sae_lens_gemma4.neuronpedia.folder import Feature
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ METHODS = (
     "oai_token-act-pair",
 )
 """Kinds of explanation that the site has. One that it does not have fails the batch without saying why."""
-NOTHING = "\u200b"
-"""What stands for an empty token, which is refused: a character without width."""
 
 Row = dict[str, Any]
 """One latent as the API takes it."""
@@ -167,9 +166,9 @@ def _tokens(tokens: list[str], changes: Changes) -> list[str]:
     if not isinstance(tokens, list):
         raise DataError("what should be a list of tokens is none")
     whole = "".join(tokens)
-    if all(tokens) and clean(whole) == whole:
+    if all(tokens) and safe_piece(whole) == whole:
         return tokens
-    replaced = [clean(token) or NOTHING for token in tokens]
+    replaced = [safe_piece(token) for token in tokens]
     changes.replaced_tokens += sum(a != b for a, b in zip(tokens, replaced, strict=True))
     return replaced
 

@@ -30,6 +30,14 @@ N_PROMPTS, CONTEXT_SIZE = 24_576, 128
 """What Neuronpedia's own dashboards are made from."""
 
 
+_UNIT = 0.01
+"""How far from 1 a decoder row's length may be: bfloat16 is off by .004."""
+
+
+class DecoderNormWarning(CatalogueWarning):
+    """Activations that Neuronpedia's server will scale otherwise."""
+
+
 class ShortCorpusWarning(CatalogueWarning):
     """A text with fewer prompts than were asked for."""
 
@@ -127,13 +135,26 @@ def plan_dashboards(
 
 
 def _check_weights(sae: SAE[Any]) -> None:
-    """What is not a number would fire nowhere, in silence. A threshold may be infinite: that latent is switched off."""
+    """What is not a number would fire nowhere, in silence. A threshold may be infinite: that latent is switched off.
+
+    Neuronpedia's inference server folds decoder norms into activations (apps/inference/neuronpedia_inference/saes/
+    saelens.py), so that what it computes for an SAE whose rows have other lengths is not what stands here.
+    """
     for name, tensor in sae.state_dict().items():
         if tensor.is_floating_point() and tensor.isnan().any():
             raise SAEError(f"{name} of the SAE holds NaN.")
     finite_f = finite_rows(sae.W_dec)
     if not finite_f.all():
         raise SAEError(f"The decoder row of latent {int((~finite_f).nonzero()[0])} is not finite.")
+    norm_f = sae.W_dec.detach().float().norm(dim=1)
+    low, high = float(norm_f.min()), float(norm_f.max())
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", True) and max(abs(low - 1), abs(high - 1)) > _UNIT:
+        warn_caller(
+            f"Decoder rows have lengths from {low:.3g} to {high:.3g}. Neuronpedia's server multiplies activations by "
+            "them when it loads an SAE, and these dashboards do not. sae.fold_W_dec_norm() beforehand makes them agree; "
+            "in a recipe, sae.fold_decoder_norms: true.",
+            DecoderNormWarning,
+        )
 
 
 def _prompts(source: CorpusLike, model: HookedModel, n_prompts: int, context_size: int, split: str) -> Corpus:

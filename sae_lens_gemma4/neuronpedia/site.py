@@ -22,6 +22,7 @@ import requests
 
 from sae_lens_gemma4.errors import ConfigError, DependencyError, HubError
 from sae_lens_gemma4.neuronpedia.limits import Row, encoded
+from sae_lens_gemma4.report.visible import visible_name
 
 BASE_URL = "https://www.neuronpedia.org/api"
 KEY_VARIABLE = "NEURONPEDIA_API_KEY"
@@ -215,10 +216,10 @@ class _Sending:
         except requests.RequestException as e:
             raise SiteError(f"No answer from {urlsplit(url).netloc}: {type(e).__name__}: {e}.") from e
         try:
-            found = answer.json()
+            found, readable = answer.json(), True
         except ValueError:
-            found = answer  # what no JSON can be
-        if 200 <= answer.status_code < 300 and found is not answer:
+            found, readable = None, False
+        if 200 <= answer.status_code < 300 and readable:
             return found
         raise _error(answer, found if isinstance(found, dict) else None)
 
@@ -232,10 +233,15 @@ def _error(answer: requests.Response, found: dict[str, Any] | None) -> SiteError
         return SiteError(f"{host} does not know this API key. {_WHERE_KEYS_ARE}.", status)
     said = "a page, and no JSON"
     if found is not None:
-        said = " ".join(str(found.get("error") or found.get("message") or "no reason given").split()).rstrip(".")
-        said += f" (at {found['path']})" if found.get("path") else ""
+        said = _line(found.get("error") or found.get("message") or "no reason given")
+        said += f" (at {_line(found['path'])})" if found.get("path") else ""
     wait = _seconds(answer.headers.get("Retry-After")) if status in (429, 503) else None
     return SiteError(f"{host} answered {status}: {said}.", status, wait, by_its_code=found is not None)
+
+
+def _line(said: Any) -> str:
+    """What the site says as one short line, in which nothing does anything to a terminal."""
+    return visible_name(" ".join(str(said).split()).rstrip(".")[:500])
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -26,6 +26,7 @@ from sae_lens_gemma4.neuronpedia.limits import Changes, Row, clean, cut
 from sae_lens_gemma4.neuronpedia.names import HOW_TO_ASK, SourceName
 from sae_lens_gemma4.neuronpedia.outgoing import Outgoing, Plan
 from sae_lens_gemma4.neuronpedia.site import Patience, Site, SiteError
+from sae_lens_gemma4.report.visible import visible_name
 
 if TYPE_CHECKING:
     from sae_lens_gemma4.neuronpedia.explanations import ExplanationSource
@@ -189,8 +190,7 @@ class _Sender:
             elif self._arrived(batch, at_work=not e.by_its_code):
                 return
             raise
-        self._ledger.arrived(batch)
-        self._bar.update(len(batch))
+        self._took(batch)
 
     def _arrived(self, batch: tuple[int, ...], at_work: bool = True) -> bool:
         """Whether a batch that was sent is on the site: all of it is if one latent is.
@@ -205,11 +205,15 @@ class _Sender:
             self._patience.sleep(left)
             there = self._has(batch[0])
         if there:
-            self._ledger.arrived(batch)
-            self._bar.update(len(batch))
+            self._took(batch)
         else:
             self._ledger.did_not_arrive(batch)
         return there
+
+    def _took(self, batch: tuple[int, ...]) -> None:
+        self._ledger.arrived(batch)
+        self._bar.set_postfix_str("", refresh=False)
+        self._bar.update(len(batch))
 
     def _has(self, index: int) -> bool:
         return self._site.has_latent(self._name.model_id, self._name.source_id, index)
@@ -258,15 +262,16 @@ def _prepare(
         text = description or settings.get("sae", {}).get("release")
         site.make_source_set(name.model_id, name.set_name, text and cut(clean(text), limits.DESCRIPTION), url)
         found = site.source_set(name.model_id, name.set_name) or {}
-    owner, sources = found.get("creatorName") or "somebody", [s.get("id") for s in found.get("sources") or ()]
+    owner = visible_name(str(found.get("creatorName") or "somebody"))
+    sources = [str(source.get("id")) for source in found.get("sources") or ()]
     if not sources:
         raise ConfigError(
             f"The set {name.set_name} of {name.model_id} is {owner}’s, and only who made it may add to it. Choose "
             "another set name."
         )
     if name.source_id not in sources:
-        raise ConfigError(f"The set {name.set_name} of {name.model_id} has no source {name.source_id}, only {sources}.")
-    return str(owner)
+        raise ConfigError(f"The set {name.set_name} of {name.model_id} has no source {name.source_id}.")
+    return owner
 
 
 def _make_model(site: Site, name: SourceName, settings: dict[str, Any]) -> None:

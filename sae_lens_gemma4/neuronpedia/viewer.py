@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sae_lens_gemma4.errors import ConfigError, DataError, Gemma4SAEError, SAEError
+from sae_lens_gemma4.errors import DataError, Gemma4SAEError, SAEError
+from sae_lens_gemma4.evaluation.result import write_text
 from sae_lens_gemma4.neuronpedia.folder import Dashboards, Feature
 
 LIMIT = 2_000
@@ -92,10 +92,7 @@ class Viewer:
         with self._told(f"has no whole dashboard of latent {index}"):
             if index in self.dead:
                 return {"feature_index": index, "dead": True, "nearest": self._nearest(index)}
-            feature = self.dashboards.feature(index)
-            if feature["feature_index"] != index:
-                raise ValueError(f"there is latent {feature['feature_index']} in its place")
-            return self._shown(feature)
+            return self._shown(self.dashboards.feature(index))
 
     def latents(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """Those of several living ones, ascending; each file is read once. Raises as `latent`."""
@@ -196,7 +193,8 @@ def single_file(
     kept |= {"dead": [], "labels": {i: index["labels"][i] for i in chosen if i in index["labels"]}}
     counts = {"n_live": len(index["index"]), "n_dead": len(index["dead"])}
     whole = page({**viewer.head(), **counts, "index": kept}, viewer.latents(chosen), alone=True)
-    return _write(Path(out), whole.html)
+    write_text(whole.html, out)
+    return Path(out)
 
 
 def dumps(value: Any) -> bytes:
@@ -270,21 +268,3 @@ def _template() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-
-
-def _write(out: Path, text: str) -> Path:
-    """The file, complete or not at all."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as e:
-        raise ConfigError(f"{out} cannot be written: {e.strerror}.") from e
-    return out

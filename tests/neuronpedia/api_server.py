@@ -218,6 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
             return int(fault[:3]), {"error": FAULT, "message": FAULT} if fault[0:3] == "500" else "<html>", {}
         if fault == "400":
             raise Refused(400, "this must be a `number` type", "features[0].density")
+        if fault == "escape":
+            raise Refused(400, "no \x1b[31m\nsuch thing")
         if fault == "401":
             raise Refused(401, "This endpoint requires authorization.")
         if fault == "cut before":

@@ -12,13 +12,14 @@ from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, SAEE
 from sae_lens_gemma4.neuronpedia import writing
 from sae_lens_gemma4.neuronpedia.dashboards import build_dashboards
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
-from sae_lens_gemma4.neuronpedia.planning import ShortCorpusWarning
+from sae_lens_gemma4.neuronpedia.planning import DecoderNormWarning, ShortCorpusWarning
 from sae_lens_gemma4.neuronpedia.writing import DashboardSettings, Writer
 from sae_lens_gemma4.testing import tiny_gemma4, tiny_tokenizer
 from tests.interp.plain import correlation, dense
 from tests.support import RELEASE, SAE_ID
 
 HOOK = "blocks.3.hook_resid_post"
+pytestmark = pytest.mark.filterwarnings("ignore:Decoder rows have lengths")
 KEYS = {  # of sae_dashboard 0.8's NeuronpediaDashboardFeature, whose constructor takes no others
     "feature_index", "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1",
     "correlated_neurons_indices", "correlated_neurons_l1", "correlated_neurons_pearson",
@@ -326,6 +327,21 @@ def test_logits_that_are_not_finite_name_the_latent(corpus, tmp_path):
     model.model.lm_head.weight.data[7] = torch.inf
     with pytest.raises(DataError, match=r"Latent \d+ has logits that are not finite"):
         build_dashboards(random_sae(96, 8, HOOK), model, corpus, tmp_path / "a", progress=False)
+
+
+def test_decoder_rows_that_neuronpedia_s_server_would_fold_are_warned_of(model, corpus, tmp_path):
+    """Folded beforehand, activations are those that the server computes: multiplied by the rows' lengths."""
+    sae = random_sae(96, 8, HOOK)
+    norm_f = sae.W_dec.norm(dim=1).tolist()
+    with pytest.warns(DecoderNormWarning, match="these dashboards do not"):
+        plain = build_dashboards(sae, model, corpus, tmp_path / "a", progress=False)
+    sae.fold_W_dec_norm()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folded = build_dashboards(sae, model, corpus, tmp_path / "b", progress=False)
+    assert plain.latents["index"] == folded.latents["index"]
+    for index, before, after in zip(plain.latents["index"], plain.latents["max"], folded.latents["max"], strict=True):
+        assert after == pytest.approx(before * norm_f[index], rel=1e-3)
 
 
 def test_no_folder_has_more_files_than_neuronpedia_s_import_lists():

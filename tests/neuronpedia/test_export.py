@@ -556,7 +556,7 @@ def test_token_texts_that_no_database_holds_get_stand_ins(dashboards, tmp_path, 
     bad = ["", "a\0b", "\ud83d", "é\udcff", "▁fine", "\\u0000", "\u2028", "\n", "'; drop table", "\U0001f600"]
 
     def change(features):
-        features[1]["activations"][0].update(tokens=bad, values=[1.0] * len(bad), qualifying_token_index=0)
+        features[1]["activations"][0].update(tokens=bad, values=[0.5, *[1.0] * 9], qualifying_token_index=1)
         features[1]["pos_str"] = list(bad)
 
     edit(dashboards, change)
@@ -565,7 +565,8 @@ def test_token_texts_that_no_database_holds_get_stand_ins(dashboards, tmp_path, 
     (neuron,) = postgres.rows(db, "Neuron", "index", index="9")
     expected = ["<empty>", "a<0x00>b", "\\ud83d", "é\\udcff", *bad[4:]]
     assert neuron["pos_str"] == expected
-    assert expected in [a["tokens"] for a in postgres.rows(db, "Activation", "id", index="9")]
+    (shown,) = [a for a in postgres.rows(db, "Activation", "id", index="9") if a["tokens"] == expected]
+    assert (shown["minValue"], shown["maxValue"], shown["maxValueTokenIndex"]) == (0.5, 1.0, 1)
 
 
 def test_a_label_that_speaks_of_an_escape_arrives_whole(dashboards, tmp_path, db):

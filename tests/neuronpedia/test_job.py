@@ -56,7 +56,7 @@ def test_one_command_yields_a_folder_that_postgresql_takes_with_every_row(run, d
     labels = tmp_path / "labels.csv"
     with labels.open("w", newline="") as file:
         csv.writer(file).writerows([["index", "label"], [5, "a label, with a comma"], [2047, "the last"]])
-    code, out, err = run("export-neuronpedia", *GIVEN, "--out", tmp_path / "out", "--explanations", labels)
+    code, out, err = run("export-neuronpedia", *GIVEN, "--out", tmp_path / "out", "--labels", labels)
     assert code == 0, err
     assert "40 prompts" in err + out and "sae-lens-gemma4 dashboard" in out
     dashboards = Dashboards(tmp_path / "out" / "dashboards")
@@ -84,7 +84,7 @@ def test_a_second_call_takes_the_dashboards_that_are_there(run, tmp_path, monkey
     before = {p: p.stat().st_mtime_ns for p in (out_folder / "dashboards").iterdir()}
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({"7": "seven"}))
-    code, out, err = run("export-neuronpedia", *GIVEN, "--out", out_folder, "--explanations", labels)
+    code, out, err = run("export-neuronpedia", *GIVEN, "--out", out_folder, "--labels", labels)
     assert code == 0 and "1 explanations" in out, err
     assert before == {p: p.stat().st_mtime_ns for p in (out_folder / "dashboards").iterdir()}
     code, _, err = run("export-neuronpedia", *GIVEN, "--out", out_folder, "--prompts", "41")
@@ -104,8 +104,8 @@ def test_what_is_missing_or_wrong_is_said_before_the_text_is_read(run, tmp_path,
         ([*GIVEN, *out, "--model", "gemma-4-dmo"], "gemma-4-demo"),
         ([*GIVEN, *out, "--set", "dashboard.n_strongst=3"], "Did you mean 'n_strongest'"),
         ([*GIVEN, *out, "--set", "listing.set_name=My Set"], "'my-set' would do"),
-        ([*GIVEN, *out, "--explanations", labels], "2048"),
-        ([*GIVEN, *out, "--explanations", tmp_path / "none.csv"], "none.csv"),
+        ([*GIVEN, *out, "--labels", labels], "2048"),
+        ([*GIVEN, *out, "--labels", tmp_path / "none.csv"], "none.csv"),
         ([*GIVEN, *out, "--corpus", "embedded:txt"], "embedded:text"),
         (["a", "b", "c"], "takes RELEASE SAE_ID"),
     ]

@@ -161,7 +161,7 @@ def test_an_answer_that_comes_too_late_is_waited_for(folder, site):
     """The batch lands after the client gave up, and after it looked for it."""
     site.slow_s = 0.5
     site.fail("upload", "ok", "slow")
-    upload(folder, site, patience=Patience(first_s=0.001, settle_s=1.5, timeout_s=0.15))
+    upload(folder, site, patience=Patience(first_s=0.001, settle_s=2.0, timeout_s=0.15))
     assert site.late.wait(10)
     assert_each_is_there_once(site, folder)
 
@@ -179,7 +179,7 @@ def test_it_gives_up_after_some_tries_and_goes_on_when_called_again(folder, site
 def test_a_batch_that_could_not_be_looked_up_is_not_sent_in_parts(folder, site):
     site.fail("upload", "500 after")
     site.fail("latent", "ok", "ok", "500 before", "500 before")
-    with pytest.raises(SiteError, match="latent 0 to 4: .* answered 500"):
+    with pytest.raises(SiteError, match=r"latent 0 to 4: .* answered 500"):
         upload(folder, site, patience=Patience(tries=2, first_s=0.001, settle_s=0.0))
     assert site.count("upload") == 1
     done = upload(folder, site)
@@ -286,6 +286,17 @@ def test_a_refusal_is_final_and_says_what_the_site_said(folder, site):
     with pytest.raises(SiteError, match=r"answered 400: this must be a `number` type \(at features\[0\]\.density\)"):
         upload(folder, site)
     assert site.count("upload") == 1
+
+
+def test_what_the_site_says_does_nothing_to_a_terminal(folder, site):
+    site.add_set("matryoshka-res-65k", user="bob\x1b[31m")
+    with pytest.raises(ConfigError) as raised:
+        upload(folder, site)
+    assert str(raised.value).isprintable()
+    site.fail("model", "escape")
+    with pytest.raises(SiteError, match=r"answered 400: no .*such thing") as raised:
+        upload(folder, site, set_name="another")
+    assert str(raised.value).isprintable()
 
 
 def test_a_wrong_key_is_final_and_never_shown(folder, site):

@@ -69,9 +69,9 @@ const painted = (one, largest, whole) => {
     const value = most(one.values.slice(unit.from, unit.to + 1));
     const holds = (token) => unit.from <= token && token <= unit.to;
     const kind = value > 0 && holds(one.strongest) ? " strongest" : value > 0 && holds(one.about) ? " about" : "";
-    const token = el("span", { class: `t${kind}`, "data-value": value, "data-at": unit.from }, unit.raw ? unit.text : inText(unit.text));
+    const token = el("span", { class: `t${kind}`, "data-value": value, "data-at": unit.from }, inText(unit.text));
     if (value > 0) token.style.setProperty("--a", Math.min(1, value / largest).toFixed(4));
-    token.said = `${unit.raw ? unit.text : alone(unit.text)} ${exact(value)}`;
+    token.said = `${alone(unit.text)} ${exact(value)}`;
     token.facts = [unit, exact(value), one.tokens.length];
     line.append(token);
   }

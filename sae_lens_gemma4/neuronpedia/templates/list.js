@@ -150,7 +150,7 @@ const makeList = (open) => {
     // The latent before or after in the list; of one that the list does not show, by number among those alive.
     beside: (latent, step) => {
       const place = shown.indexOf(latent);
-      if (place >= 0) return latent + step;
+      if (place >= 0) return shown[place + step];
       const next = columns.index.findIndex((other) => other >= latent);
       const after = next < 0 ? columns.index.length : next;
       return columns.index[step < 0 ? after - 1 : after + (columns.index[after] === latent ? 1 : 0)];

@@ -55,17 +55,14 @@ const characters = (bytes, first) => {
       text = null;
     }
     const taken = text === null ? 1 : length;
-    const raw = `⟨x${bytes[at].toString(16).toUpperCase().padStart(2, "0")}⟩`;
-    found.push({ text: text ?? raw, raw: text === null, from: first + at, to: first + at + taken - 1 });
+    text ??= `⟨x${bytes[at].toString(16).toUpperCase().padStart(2, "0")}⟩`;
+    found.push({ text, from: first + at, to: first + at + taken - 1 });
     at += taken;
   }
   return found;
 };
 
-const lone = (token) => {
-  const [unit] = units([String(token ?? "")]);
-  return unit.raw ? unit.text : alone(unit.text);
-};
+const lone = (token) => alone(units([String(token ?? "")])[0].text);
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const list = (value) => (Array.isArray(value) ? value : []);

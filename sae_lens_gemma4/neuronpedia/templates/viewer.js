@@ -111,7 +111,7 @@ const tip = (() => {
     const [unit, value, length] = token.facts;
     const bytes = unit.to > unit.from ? `, ${unit.to - unit.from + 1} byte pieces` : "";
     box.replaceChildren(
-      el("code", { class: "token" }, unit.raw ? unit.text : alone(unit.text)), " ", el("b", {}, value),
+      el("code", { class: "token" }, alone(unit.text)), " ", el("b", {}, value),
       el("small", {}, `token ${unit.from + 1} of ${length}${bytes}`));
     box.hidden = false; // else it has no size
     const place = token.getClientRects()[0] ?? token.getBoundingClientRect();
