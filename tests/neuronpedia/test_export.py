@@ -14,7 +14,7 @@ from sae_lens.loading import pretrained_saes_directory
 
 from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, UnknownNameError
-from sae_lens_gemma4.neuronpedia import row_files
+from sae_lens_gemma4.neuronpedia import cells, row_files
 from sae_lens_gemma4.neuronpedia.export import export_neuronpedia
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
 from sae_lens_gemma4.neuronpedia.names import UnknownModelWarning
@@ -467,6 +467,7 @@ def test_the_same_dashboards_make_the_same_bytes(dashboards, tmp_path):
     two = export(dashboards, tmp_path / "b", explanations={0: "x"}).folder
     files = [p.relative_to(one) for p in one.rglob("*") if p.is_file()]
     assert len(files) == 8 and all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
+    assert {p.read_bytes()[4:8] for p in one.rglob("*.gz")} == {bytes(4)}  # gzip's own time
 
 
 @pytest.mark.parametrize("d_sae", [1, 127, 2048, 16_384, 65_536, 65_537, 131_072, 262_144, 1_048_576, 4_194_304])
@@ -567,6 +568,13 @@ def test_token_texts_that_no_database_holds_get_stand_ins(dashboards, tmp_path, 
     assert neuron["pos_str"] == expected
     (shown,) = [a for a in postgres.rows(db, "Activation", "id", index="9") if a["tokens"] == expected]
     assert (shown["minValue"], shown["maxValue"], shown["maxValueTokenIndex"]) == (0.5, 1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("token", "stand_in"), [("", "<empty>"), ("\0", "<0x00>"), ("\udcff", "\\udcff"), (" ", " "), ("\ufeff", "\ufeff")]
+)
+def test_one_such_text_among_others_is_enough(token, stand_in):
+    assert cells.tokens(["a", token, "é"]) == ["a", stand_in, "é"]
 
 
 def test_a_label_that_speaks_of_an_escape_arrives_whole(dashboards, tmp_path, db):
@@ -688,6 +696,13 @@ def test_a_row_that_cannot_be_written_is_named(dashboards, tmp_path):
     with pytest.raises(DataError, match="The dashboards: n_prompts_total is many, which is no finite number"):
         export(folder, tmp_path / "out")
     assert list((tmp_path / "out" / "gemma-4-e4b").iterdir()) == []
+
+
+def test_dead_latents_may_come_first_and_last(tmp_path):
+    folder = sample.write_dashboards(tmp_path / "d", dead=(0, 1, 18, 19))
+    done = export(folder, tmp_path / "out", explanations={19: "the last"})
+    assert (done.features, done.dead, done.explanations) == (16, 4, 1)
+    assert [int(line["index"]) for line in lines(done.folder, "features")] == list(range(20))
 
 
 def test_dead_latents_are_listed_once_and_are_the_sae_s(dashboards, tmp_path):
