@@ -317,6 +317,13 @@ def test_a_local_sae_is_asked_about_by_name_and_all_at_once(tmp_path, monkeypatc
     assert found == [("my-saes", "layer_5_width_20_l0_4", "me/saes", "runs/a/layer_5", None)]
 
 
+def test_an_sae_after_the_final_norm_is_the_last_layer_s(tmp_path):
+    done = export(local(tmp_path / "d", hook_name="ln_final.hook_out"), tmp_path / "out", **LOCAL)
+    assert done.name == "gemma-4-e4b/41-me-topk-res-20"
+    assert row(done.folder, "sourceset")["description"] == "After the Final Norm - 20"
+    assert lines(done.folder, "features")[0]["hookName"] == "ln_final.hook_out"
+
+
 def test_what_is_given_wins(dashboards, tmp_path):
     done = export(
         dashboards, tmp_path / "out", set_name="other-res-65k", suffix="l0-34", layer=20, creator_name="A",
