@@ -18,6 +18,11 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, n_vocab: int) -> list[str]:
     return [UNKNOWN if piece is None else safe_piece(piece) for piece in pieces] + [UNKNOWN] * (n_vocab - known)
 
 
+def safe_text(text: str) -> str:
+    """A sentence without what databases refuse: NUL becomes a space, half a surrogate pair U+FFFD."""
+    return text.replace("\0", " ").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def safe_piece(text: str) -> str:
     """A token's text, with stand-ins for what is refused: nothing at all, NUL, half a surrogate pair."""
     if not text:

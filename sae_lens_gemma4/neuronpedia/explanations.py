@@ -20,6 +20,7 @@ from sae_lens_gemma4.catalogue.label_schemas import SCHEMAS, FeatureLabel
 from sae_lens_gemma4.catalogue.labels import load_feature_labels
 from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError, check_name
+from sae_lens_gemma4.interp.pieces import safe_text
 
 CATALOGUE = "catalogue"
 """As a source: the labels that the release itself has."""
@@ -57,7 +58,7 @@ class Explanation:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise DataError(f"An explanation's {name} is {str(value)[:40]!r}, and no text.")
-            object.__setattr__(self, name, None if value is None else _clean(value) or None)
+            object.__setattr__(self, name, None if value is None else safe_text(value).strip() or None)
         if not self.text:
             raise DataError("An explanation has no text.")
 
@@ -124,7 +125,7 @@ def _of_label(label: FeatureLabel, origin: str = "") -> Iterator[Explanation]:
     if whole := _joined(label.label, label.description):
         yield Explanation(whole, notes=f"{label.source}{origin}")
     for who, text in label.alternatives.items():
-        if _clean(text):
+        if safe_text(text).strip():
             yield Explanation(text, notes=f"{who}{origin}")
 
 
@@ -254,12 +255,7 @@ def _one(stated: Mapping[str, Any], keys: Iterable[str]) -> str | None:
 
 def _joined(title: str | None, description: str | None) -> str:
     """One text: the title, then what describes it."""
-    title, description = _clean(title or ""), _clean(description or "")
+    title, description = safe_text(title or "").strip(), safe_text(description or "").strip()
     if not title or description.lower().startswith(title.lower()):
         return description
     return f"{title}: {description}" if description else title
-
-
-def _clean(text: str) -> str:
-    known = text.replace("\0", " ").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return known.strip()

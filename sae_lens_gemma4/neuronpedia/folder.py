@@ -25,6 +25,7 @@ SETTINGS, SKIPPED = "run_settings.json", "skipped_indexes.json"
 LATENTS, NEAREST = "latents.json", "nearest.json"
 COLUMNS = ("index", "density", "max", "token", "logit", "file", "offset", "length")
 SCHEMA = 1
+_KINDS = {"features": dict, "skipped_indexes": int}
 Feature = dict[str, Any]
 """One latent's dashboard, by sae-dashboard's names (docs/neuronpedia.md)."""
 HEADER = ("model_id", "layer", "sae_set", "sae_id_suffix")
@@ -52,8 +53,8 @@ class Dashboards:
             raise DataError(
                 f"The dashboards in {self.path} are not finished. The call that made them goes on where it was stopped."
             )
-        skipped = self._read(SKIPPED) if (self.path / SKIPPED).is_file() else {}
-        self.dead: list[int] = sorted(map(int, skipped.get("skipped_indexes", [])))
+        skipped = self._read(SKIPPED, "skipped_indexes") if (self.path / SKIPPED).is_file() else {}
+        self.dead: list[int] = sorted(skipped.get("skipped_indexes", []))
         self.header: dict[str, Any] = {name: self._read_header().get(name) for name in HEADER}
 
     @property
@@ -122,8 +123,10 @@ class Dashboards:
 
     def _read(self, name: str, needed: str | None = None) -> dict[str, Any]:
         found = self._parsed(self._bytes(name), name)
-        if needed is not None and not isinstance(found.get(needed), list):
-            raise DataError(f"{self.path / name} is no batch of dashboards: it has no list of {needed}.")
+        if needed is not None:
+            entries, kind = found.get(needed), _KINDS[needed]
+            if not isinstance(entries, list) or not all(type(entry) is kind for entry in entries):
+                raise DataError(f"{self.path / name} has no list of {needed}, each {kind.__name__}, as it should.")
         return found
 
     def _bytes(self, name: str, offset: int = 0, length: int = -1) -> bytes:

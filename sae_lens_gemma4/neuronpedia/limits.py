@@ -17,7 +17,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from sae_lens_gemma4.errors import DataError
-from sae_lens_gemma4.interp.pieces import safe_piece
+from sae_lens_gemma4.interp.pieces import safe_piece, safe_text
 from sae_lens_gemma4.neuronpedia.folder import Feature
 
 if TYPE_CHECKING:
@@ -115,11 +115,6 @@ def cut(text: str, most: int) -> str:
     return units[: 2 * (most - 1)].decode("utf-16-le", "ignore").rstrip() + "…"
 
 
-def clean(text: str) -> str:
-    """Without what PostgreSQL and UTF-8 cannot hold: NUL becomes a space, half a surrogate pair U+FFFD."""
-    return text.replace("\0", " ").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def _example(example: dict[str, Any], changes: Changes) -> Row:
     tokens, values = _tokens(example["tokens"], changes), example["values"]
     _check_numbers(values)
@@ -140,7 +135,7 @@ def _example(example: dict[str, Any], changes: Changes) -> Row:
 
 
 def _label(label: Explanation, changes: Changes) -> Row | None:
-    text = clean(label.text).strip()
+    text = safe_text(label.text).strip()
     if not text:
         return None
     short = cut(text, LABEL)

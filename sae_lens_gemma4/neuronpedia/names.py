@@ -17,8 +17,12 @@ from sae_lens_gemma4.catalogue.registry import Release, SAEEntry
 from sae_lens_gemma4.errors import CatalogueWarning, ConfigError, warn_caller
 from sae_lens_gemma4.models.hook_names import canonical_name, layer_of
 
-KNOWN_MODELS = ("gemma-4-e2b", "gemma-4-e4b", "gemma-4-31b")
-"""The Gemma 4 models that Neuronpedia has (np_model_to_hf.json): base models all of them."""
+KNOWN_MODELS = (
+    *(f"gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it") if size + tuned != "27b-it"),
+    *(f"gemma-3-{size}{tuned}" for size in ("270m", "1b", "4b", "12b", "27b") for tuned in ("", "-it")),
+    *(f"gemma-4-{size}" for size in ("e2b", "e4b", "31b")),
+)
+"""The Gemma models that Neuronpedia has (np_model_to_hf.json of its repository); of Gemma 4, base models alone."""
 HOW_TO_ASK = (
     "Its team adds models on request (support@neuronpedia.org); sae-lens-gemma4 upload-neuronpedia --new-model makes "
     "an unlisted one of your own."
@@ -101,8 +105,8 @@ def model_id_of(model_name: str) -> str:
 def warn_if_unknown(model_id: str) -> None:
     """Warn of a model that Neuronpedia does not have, and say how it gets one."""
     if model_id not in KNOWN_MODELS:
-        known = ", ".join(KNOWN_MODELS)
-        message = f"Neuronpedia has no model {model_id!r} (of Gemma 4 it has {known}). {HOW_TO_ASK}"
+        known = ", ".join(name for name in KNOWN_MODELS if name.startswith("gemma-4"))
+        message = f"Neuronpedia is not known to have a model {model_id!r}; of Gemma 4 it has {known}. {HOW_TO_ASK}"
         warn_caller(message, UnknownModelWarning)
 
 

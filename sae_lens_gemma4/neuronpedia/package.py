@@ -103,7 +103,7 @@ def _sources(export_dir: Path) -> list[Path]:
         raise DataError(f"{export_dir} is no folder.")
     if any((export_dir / name).exists() for name in (*SINGLE, *BATCHES)):
         return [export_dir.resolve()]
-    found = {path.parent for name in (*SINGLE, *BATCHES) for path in export_dir.glob(f"*/*/{name}")}
+    found = {path.parent for name in (*SINGLE, *BATCHES) for path in export_dir.glob(f"[!.]*/[!.]*/{name}")}
     if not found:
         raise DataError(
             f"{export_dir} is no export: it has no folder {{modelId}}/{{sourceId}} with {', '.join(SINGLE)}. "

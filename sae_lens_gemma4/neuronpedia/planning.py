@@ -151,8 +151,8 @@ def _check_weights(sae: SAE[Any]) -> None:
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", True) and max(abs(low - 1), abs(high - 1)) > _UNIT:
         warn_caller(
             f"Decoder rows have lengths from {low:.3g} to {high:.3g}. Neuronpedia's server multiplies activations by "
-            "them when it loads an SAE, and these dashboards do not. sae.fold_W_dec_norm() beforehand makes them agree; "
-            "in a recipe, sae.fold_decoder_norms: true.",
+            "them when it loads an SAE, and these dashboards do not. sae.fold_W_dec_norm() beforehand makes them "
+            "agree; in a recipe, sae.fold_decoder_norms: true.",
             DecoderNormWarning,
         )
 

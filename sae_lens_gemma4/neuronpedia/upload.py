@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from sae_lens_gemma4.errors import ConfigError
+from sae_lens_gemma4.interp.pieces import safe_text
 from sae_lens_gemma4.neuronpedia import limits
 from sae_lens_gemma4.neuronpedia.ledger import Ledger, only_upload
-from sae_lens_gemma4.neuronpedia.limits import Changes, Row, clean, cut
+from sae_lens_gemma4.neuronpedia.limits import Changes, Row, cut
 from sae_lens_gemma4.neuronpedia.names import HOW_TO_ASK, SourceName
 from sae_lens_gemma4.neuronpedia.outgoing import Outgoing, Plan
 from sae_lens_gemma4.neuronpedia.site import Patience, Site, SiteError
@@ -260,7 +261,7 @@ def _prepare(
                 "would not be among them. " + ("Its team can mend that." if layers == 0 else "Is the layer right?")
             )
         text = description or settings.get("sae", {}).get("release")
-        site.make_source_set(name.model_id, name.set_name, text and cut(clean(text), limits.DESCRIPTION), url)
+        site.make_source_set(name.model_id, name.set_name, text and cut(safe_text(text), limits.DESCRIPTION), url)
         found = site.source_set(name.model_id, name.set_name) or {}
     owner = visible_name(str(found.get("creatorName") or "somebody"))
     sources = [str(source.get("id")) for source in found.get("sources") or ()]
@@ -283,7 +284,7 @@ def _make_model(site: Site, name: SourceName, settings: dict[str, Any]) -> None:
             f"the dashboards’ settings say {layers}."
         )
     page = f"https://huggingface.co/{full_name}" if full_name.count("/") == 1 and full_name[0] not in "./~" else None
-    site.make_model(name.model_id, layers, cut(clean(full_name.rpartition("/")[2]), limits.MODEL_NAME), page)
+    site.make_model(name.model_id, layers, cut(safe_text(full_name.rpartition("/")[2]), limits.MODEL_NAME), page)
 
 
 def _check_absent(sender: _Sender, plan: Plan) -> None:

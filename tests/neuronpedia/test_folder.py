@@ -110,8 +110,8 @@ def test_a_batch_that_a_kill_cut_off_is_named(share, ours, theirs):
     ("text", "reason"),
     [
         ("[1]", "does not hold an object"),
-        ('{"model_id": "x"}', "is no batch of dashboards: it has no list of features"),
-        ('{"features": {}}', "is no batch of dashboards"),
+        ('{"model_id": "x"}', "has no list of features, each dict"),
+        ('{"features": {}}', "has no list of features"),
         ("[" * 100_000, "is not whole, or no JSON"),
         ("\x00\x01", "is not whole, or no JSON"),
     ],
@@ -127,3 +127,11 @@ def test_settings_that_cannot_be_read_are_named(name, ours):
     (ours / name).write_text("{")
     with pytest.raises(DataError, match=f"{name} is not whole"):
         Dashboards(ours)
+
+
+@pytest.mark.parametrize("skipped", ["null", "3", '["a"]', "[1.5]", "[true]"])
+def test_a_list_of_dead_latents_that_is_none_is_named(skipped, tmp_path):
+    folder = write_dashboards(tmp_path / "d")
+    (folder / "skipped_indexes.json").write_text(f'{{"skipped_indexes": {skipped}}}')
+    with pytest.raises(DataError, match=r"skipped_indexes\.json has no list of skipped_indexes"):
+        Dashboards(folder)

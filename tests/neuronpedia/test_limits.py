@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_gemma4.errors import DataError
+from sae_lens_gemma4.interp.pieces import safe_text
 from sae_lens_gemma4.neuronpedia.explanations import Explanation
-from sae_lens_gemma4.neuronpedia.limits import Changes, clean, cut, encoded, fit
+from sae_lens_gemma4.neuronpedia.limits import Changes, cut, encoded, fit
 from tests.neuronpedia.api_server import _storable, check_batch
 from tests.neuronpedia.sample import feature
 
@@ -73,7 +74,7 @@ def test_whatever_is_in_a_dashboard_the_schema_takes_what_is_sent(activations, d
         pos_str=[token for token, _ in logits],
         pos_values=[value for _, value in logits],
     )
-    explanations = [Explanation(text) for text in labels if clean(text).strip()]
+    explanations = [Explanation(text) for text in labels if safe_text(text).strip()]
     row, changes = sent(given, explanations)
     assert_taken(row)
     assert row["density"] == density
@@ -206,5 +207,5 @@ def test_the_highest_index_is_taken():
 
 def test_clean_text_stays_as_it_is():
     for text in ("▁été", "😀", "<0xE2>", "\n\t", "\u200d", ""):
-        assert clean(text) == text
-    assert clean("a\0\ud800b") == "a \ufffdb"
+        assert safe_text(text) == text
+    assert safe_text("a\0\ud800b") == "a \ufffdb"

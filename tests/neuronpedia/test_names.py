@@ -150,7 +150,7 @@ def test_an_sae_after_the_final_norm_is_the_last_layer_s():
 
 
 def test_a_model_that_is_not_there_is_a_warning_that_says_how_to_ask():
-    with pytest.warns(UnknownModelWarning, match="no model 'gemma-5'.*gemma-4-e2b.*support@neuronpedia.org"):
+    with pytest.warns(UnknownModelWarning, match=r"model 'gemma-5'; .*gemma-4-e2b.*support@neuronpedia\.org"):
         warn_if_unknown("gemma-5")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
