@@ -130,8 +130,7 @@ def test_settings_that_cannot_be_read_are_named(name, ours):
 
 
 @pytest.mark.parametrize("skipped", ["null", "3", '["a"]', "[1.5]", "[true]"])
-def test_a_list_of_dead_latents_that_is_none_is_named(skipped, tmp_path):
-    folder = write_dashboards(tmp_path / "d")
-    (folder / "skipped_indexes.json").write_text(f'{{"skipped_indexes": {skipped}}}')
+def test_a_list_of_dead_latents_that_is_none_is_named(skipped, ours):
+    (ours / "skipped_indexes.json").write_text(f'{{"skipped_indexes": {skipped}}}')
     with pytest.raises(DataError, match=r"skipped_indexes\.json has no list of skipped_indexes"):
-        Dashboards(folder)
+        Dashboards(ours)
