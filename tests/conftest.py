@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run in as many processes as there a
 
 import ipaddress
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -69,3 +70,21 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int | str, str, str]]:
+    """The command line: call it with arguments; returns exit code, output and errors."""
+    from sae_lens_gemma4 import cli
+
+    def call(*args: object) -> tuple[int | str, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sae-lens-gemma4", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call

@@ -8,26 +8,12 @@ import pytest
 import yaml
 from sae_lens import SAE
 
-from sae_lens_gemma4 import cli
 from tests.publishing.upload_hub import upload_hub
 
 __all__ = ["upload_hub"]
 RECIPES = Path(__file__).parents[1] / "recipes"
 RANDOM = {"gemma-4-31b-topk64": "dense_keqv", "gemma-4-26b-a4b-topk64": "moe", "gemma-3-27b-batchtopk": "gemma3"}
 WARM = "gemma-4-e4b-it-warm-start"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["sae-lens-gemma4", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,15 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sae_lens_gemma4.errors import DataError, MismatchWarning, warn_caller
+from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, warn_caller
 from sae_lens_gemma4.neuronpedia import rows
 from sae_lens_gemma4.neuronpedia.cells import line
 from sae_lens_gemma4.neuronpedia.explanations import Explanations, ExplanationSource, read_explanations
 from sae_lens_gemma4.neuronpedia.folder import Dashboards, Feature
 from sae_lens_gemma4.neuronpedia.listing import Listing, listing_of
 from sae_lens_gemma4.neuronpedia.names import warn_if_unknown
-from sae_lens_gemma4.neuronpedia.row_files import RowFiles, latents_per_file, replacing
+from sae_lens_gemma4.neuronpedia.row_files import RowFiles, latents_per_file
+from sae_lens_gemma4.training.saving import replacing
 
 METADATA = {
     "release.jsonl": rows.release_row,
@@ -166,6 +167,8 @@ def export_neuronpedia(
         )
     warn_if_unknown(listing.name.model_id)
     place = Path(out_dir) / listing.name.model_id / listing.name.source_id
+    if place.exists() and not (place.is_dir() and ((place / "source.jsonl").is_file() or not any(place.iterdir()))):
+        raise ConfigError(f"{place} is there and is no export for Neuronpedia; it would be lost.")
     with replacing(place) as folder:
         counts = _write(folder, dashboards, listing, labels, progress)
     found = NeuronpediaExport(place, str(listing.name), **counts)

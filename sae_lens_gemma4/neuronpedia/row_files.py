@@ -1,4 +1,4 @@
-"""Files that Neuronpedia's import can take, in a folder that is complete or absent.
+"""Files that Neuronpedia's import can take.
 
 The import lists a folder by one call that answers with 1,000 names at most (lib/utils/s3.ts): few files. It unpacks
 each in memory and sends up to 65,000 lines of it to PostgreSQL as one JSON value (lib/db/import.ts), of which that
@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lens_gemma4.errors import ConfigError, DataError
+from sae_lens_gemma4.errors import DataError
 from sae_lens_gemma4.neuronpedia.cells import line
 
 MAX_FILES, MAX_BYTES = 1000, 128 * 2**20
@@ -74,38 +70,3 @@ class RowFiles:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def replacing(place: Path) -> Iterator[Path]:
-    """An empty folder beside `place` to write to, which takes its place when all went well.
-
-    Raises:
-        ConfigError: what is there is no export, or nothing can be written there.
-    """
-    if place.exists() and not (place.is_dir() and ((place / "source.jsonl").is_file() or not any(place.iterdir()))):
-        raise ConfigError(f"{place} is there and is no export for Neuronpedia; it would be lost.")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
-    except OSError as e:
-        raise ConfigError(f"{place} cannot be written: {e.strerror}.") from e
-    replaced = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("r+b") as handle:
-                    os.fsync(handle.fileno())
-        partial.chmod(0o755)  # mkdtemp's folders are private
-        if place.exists():
-            place.rename(replaced)
-        partial.rename(place)
-    except BaseException as e:
-        if replaced.exists() and not place.exists():
-            replaced.rename(place)
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(e, OSError):
-            raise ConfigError(f"{place} cannot be written: {e.strerror or e}. What was there before is kept.") from e
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)

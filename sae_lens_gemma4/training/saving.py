@@ -57,10 +57,27 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
         ConfigError: what is there must not be replaced, or nothing can be written (`check_place`), as on a full disk.
     """
     folder = check_place(folder)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    with replacing(folder) as partial:
+        write(partial)
+    return folder
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to write to, which takes its place when all went well. Whether what is there may
+    be replaced is for the caller to know.
+
+    Raises:
+        ConfigError: nothing can be written there; what was there before is kept.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    except OSError as e:
+        raise ConfigError(f"{folder} cannot be written: {e.strerror}.") from e
     replaced = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
     try:
-        write(partial)
+        yield partial
         for file in partial.rglob("*"):
             if file.is_file():
                 with file.open("r+b") as handle:
@@ -78,7 +95,6 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
             raise ConfigError(f"{folder} cannot be written: {reason}. What was there before is kept.") from e
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-    return folder
 
 
 def save_sae(sae: TrainingSAE[Any], folder: str | Path) -> Path:

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sae_lens_gemma4 import cli
 from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError
 from sae_lens_gemma4.mapping import from_mapping
 from sae_lens_gemma4.neuronpedia import job as job_module
@@ -20,19 +18,6 @@ from tests.support import RELEASE, SAE_ID, required_module
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--corpus", "embedded:text", "--prompts", "40", "--context-size", "32"]
 GIVEN = [RELEASE, SAE_ID, "--model", "gemma-4-demo", *SMALL]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["sae-lens-gemma4", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
