@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 HF_PREFIX = "model.language_model."
-_TEXT_ONLY_PREFIX = "model."
+TEXT_ONLY_PREFIX = "model."
 _TOWERS = ("model.vision_tower", "model.embed_vision", "model.audio_tower", "model.embed_audio")
 LM_HEAD = "lm_head"
 
@@ -237,7 +237,7 @@ def _decoder_path(name: str) -> str | None:
         return name
     if name.startswith(_TOWERS):
         return None
-    for prefix in (HF_PREFIX, _TEXT_ONLY_PREFIX):
+    for prefix in (HF_PREFIX, TEXT_ONLY_PREFIX):
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return None

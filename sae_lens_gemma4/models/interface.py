@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_lens_gemma4.errors import UnknownNameError
-from sae_lens_gemma4.models.hook_names import canonical_name
+from sae_lens_gemma4.models.hook_names import HF_PREFIX, TEXT_ONLY_PREFIX, canonical_name, hf_name
 
 
 class HookedModel(Protocol):
@@ -31,12 +31,14 @@ class HookedModel(Protocol):
 
 
 def require_hook(model: HookedModel, name: str) -> str:
-    """The name by which `model` knows a hook: the canonical one where it can, else as given.
+    """The name by which `model` knows a hook: the canonical one where it can, else as given, else the HF path, which is
+    all that a `HookedProxyLM` of another package's model knows.
 
     Raises:
         UnknownNameError: it has no such hook; with the nearest that it has.
     """
-    for known in dict.fromkeys((canonical_name(name), name)):
+    path = hf_name(name) or name
+    for known in dict.fromkeys((canonical_name(name), name, path, path.replace(HF_PREFIX, TEXT_ONLY_PREFIX, 1))):
         if _has_hook(model, known):
             return known
     raise UnknownNameError("hook", name, model.hook_dict)

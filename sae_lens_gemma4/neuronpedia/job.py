@@ -33,12 +33,14 @@ class Place:
     """Where the SAE is: a release of the catalogue or of sae_lens and an id in it, or a folder or weights file.
 
     Attributes:
+        hook_name: where it reads, if not where its metadata says.
         fold_decoder_norms: multiply activations by the lengths of decoder rows, as Neuronpedia's server does.
     """
 
     release: str | None = None
     sae_id: str | None = None
     path: str | None = None
+    hook_name: str | None = None
     fold_decoder_norms: bool = False
 
     def __post_init__(self) -> None:
@@ -170,6 +172,7 @@ def prepare(job: NeuronpediaJob) -> Prepared:
         sae,
         load_for_sae_lens(m.class_name, m.name, m.device, kwargs),
         text.dataset,
+        hook_name=job.sae.hook_name,
         split=text.split,
         n_prompts=text.prompts,
         context_size=text.context_size,

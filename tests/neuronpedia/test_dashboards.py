@@ -280,6 +280,29 @@ def test_any_site_of_any_shape_has_dashboards(variant, hook, d_in, logits, model
         assert f["frac_nonzero"] * corpus.n_tokens == pytest.approx(int((z_bpf[..., f["feature_index"]] > 0).sum()))
 
 
+@pytest.mark.parametrize("hook", ["blocks.1.mlp.hook_out", "blocks.2.hook_resid_post", "model.layers.2"])
+def test_gemma_3_as_sae_lens_loads_it_has_dashboards(hook, tmp_path):
+    """The catalogue has SAEs on it, by TransformerLens's names, of which a plain transformers model knows none."""
+    from sae_lens.load_model import HookedProxyLM
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=2048, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    hf = Gemma3ForCausalLM(config).eval()
+    model, sae = HookedProxyLM(hf, tiny_tokenizer()), random_sae(16, 24, hook)
+    sae.cfg.metadata.model_name = "google/gemma-3-27b-it"
+    corpus = g4.build_corpus(torch.randint(3, 2000, (10, 16)), model.tokenizer, context_size=16)
+    found = build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+    path = "model.layers.1.mlp" if "mlp" in hook else "model.layers.2"
+    z_bpf = torch.where(corpus.keep_bp[..., None], sae.encode(model.run_with_cache(corpus.tokens_bp)[1][path]), 0)
+    assert found.header["model_id"] == "gemma-3-27b-it"
+    for f in found.features():
+        assert f["frac_nonzero"] * corpus.n_tokens == pytest.approx(int((z_bpf[..., f["feature_index"]] > 0).sum()))
+        assert len(f["pos_str"]) == 10
+
+
 def test_another_model_than_the_release_s_is_warned_of_and_named(sae, tmp_path):
     model = g4.load_model("gemma-4-demo-it", "Gemma4ProxyLM")
     corpus = g4.build_corpus("embedded:text", model.tokenizer, context_size=16, max_tokens=100)
