@@ -66,10 +66,13 @@ class Firings:
 
     def __init__(self, folder: str | Path, d_sae: int, context_size: int, facts: Mapping[str, Any]) -> None:
         self.folder, self.d_sae, self.context_size, self.facts = Path(folder), d_sae, context_size, dict(facts)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigError(f"{self.folder} cannot be made: {e.strerror}.") from e
         there = self.folder / FACTS
         if there.is_file():
-            differing(self.folder, json.loads(there.read_text()), self.facts)
+            differing(self.folder, read_facts(there), self.facts)
         else:
             write_text(json.dumps(self.facts, indent=1), there)
         self.shards: list[tuple[Path, int, int]] = []
@@ -148,9 +151,23 @@ class Firings:
         return ActiveLatents(torch.cat(tokens), torch.cat(latents), torch.cat(values))
 
 
-def differing(folder: Path, there: Any, ours: Mapping[str, Any]) -> None:
+def read_facts(file: Path) -> dict[str, Any]:
+    """What a folder was made of.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise DataError(f"{file} cannot be read: {e}. Remove its folder and begin again.") from e
+    if not isinstance(found, dict):
+        raise DataError(f"{file} does not hold an object. Remove its folder and begin again.")
+    return found
+
+
+def differing(folder: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if what a folder was made of is not what is asked for, naming the first difference."""
-    there = there if isinstance(there, dict) else {}
     for name in sorted({*there, *ours}):
         if there.get(name) != ours.get(name):
             raise ConfigError(

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from sae_lens_gemma4.activations.corpus import CorpusLike
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.result import write_json
-from sae_lens_gemma4.interp.firings import differing
+from sae_lens_gemma4.interp.firings import differing, read_facts
 from sae_lens_gemma4.interp.gathering import gather_firings
 from sae_lens_gemma4.interp.pieces import pieces_of
 from sae_lens_gemma4.interp.unembedding import Unembedding
@@ -114,14 +114,14 @@ def _begun(folder: Path, document: Mapping[str, Any]) -> bool:
             raise ConfigError(f"{folder} cannot be made: {e.strerror}.") from e
         write_json(document, file)
         return False
-    there = json.loads(file.read_text())
+    there = read_facts(file)
     same = {"complete", "version"}
     differing(
         folder,
         {k: v for k, v in _flat(there) if k not in same},
         {k: v for k, v in _flat(json.loads(json.dumps(document))) if k not in same},
     )
-    return bool(there["complete"])
+    return bool(there.get("complete"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Any:

@@ -226,6 +226,19 @@ def test_a_batch_that_was_cut_off_by_hand_is_named(built, sae, model, corpus, tm
         build_dashboards(sae, model, corpus, folder, progress=False)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000])
+def test_settings_that_cannot_be_read_are_named(sae, model, corpus, tmp_path, text):
+    (tmp_path / "run_settings.json").write_text(text)
+    with pytest.raises(DataError, match=r"run_settings\.json .*Remove its folder"):
+        build_dashboards(sae, model, corpus, tmp_path, progress=False)
+
+
+def test_a_place_that_is_a_file_is_named(sae, model, corpus, tmp_path):
+    (tmp_path / "d").write_text("")
+    with pytest.raises(ConfigError, match="d cannot be made"):
+        build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+
+
 def test_the_index_is_where_the_dashboards_are(built):
     for row in range(0, len(built.latents["index"]), 97):
         index = built.latents["index"][row]
