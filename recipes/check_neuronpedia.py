@@ -61,6 +61,8 @@ def scalars(schema: str, model: str) -> set[str]:
 
 def check(checkout: Path, export: Path) -> list[str]:
     """What is not as it should be, a line each; prints what is."""
+    if missing := [file for file in postgres.METADATA if not (export / file).is_file()]:
+        return [f"{export} is no export, {{modelId}}/{{sourceId}}: it has no {', '.join(missing)}"]
     import psycopg
 
     prisma = checkout / "apps" / "webapp" / "prisma"

@@ -192,6 +192,8 @@ def _metadata(located: Located, weights: Weights, overrides: Mapping[str, Any]) 
         metadata["neuronpedia_id"] = neuronpedia
     if located.release is not None and located.entry is not None:
         metadata |= {"release": located.release.name, "sae_id": located.entry.id, "repo_id": located.release.repo_id}
+        if located.release.repo_type != "package":
+            metadata["hf_path"] = located.weights
         if located.entry.dataset is not None:
             metadata.setdefault("dataset_path", located.entry.dataset)
     for name in ("model_name", "hook_name"):

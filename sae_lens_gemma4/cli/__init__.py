@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+from typing import TextIO
 
 import click
 
@@ -24,7 +25,7 @@ from sae_lens_gemma4.cli import (  # noqa: F401  (they add their commands)
     viewing,
 )
 from sae_lens_gemma4.cli.group import cli
-from sae_lens_gemma4.errors import Gemma4SAEError
+from sae_lens_gemma4.errors import CatalogueWarning, Gemma4SAEError
 
 
 def main() -> None:
@@ -32,19 +33,36 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # minus signs on a console that is not UTF-8
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with warnings.catch_warnings():  # puts back the two lines that follow
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.showwarning = _say
+        sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
     try:
         code = cli.main(standalone_mode=False)  # a command's own exit code, or what it returned
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("\nInterrupted. What was saved before is as it was.", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted. What was saved before is as it was.", err=True)
-        sys.exit(130)
+        return 130
     except click.ClickException as e:
         e.show()
-        sys.exit(e.exit_code)
+        return e.exit_code
     except Gemma4SAEError as e:
         click.echo(f"Error: {e}", err=True)
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _say(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of this package without the line that it came from, which is click's; others with their kind."""
+    del filename, lineno, file, line
+    kind = "Warning" if issubclass(category, CatalogueWarning) else category.__name__
+    click.echo(f"{kind}: {message}", err=True)

@@ -66,12 +66,16 @@ def export_neuronpedia(places: tuple[str, ...], changes: tuple[str, ...], dry_ru
     if lacking := [option for key, option in missing.items() if not _has(data, key)]:
         raise ConfigError(f"{', '.join(lacking)} must be given: no recipe says it.")
     from sae_lens_gemma4.mapping import from_mapping
+    from sae_lens_gemma4.neuronpedia.dashboards import is_finished
     from sae_lens_gemma4.neuronpedia.job import NeuronpediaJob, prepare  # slow; after what can be wrong above
 
     prepared = prepare(from_mapping(NeuronpediaJob, data, "recipe"))
     if dry_run:
         plan, labels = prepared.plan, sum(map(len, prepared.labels.values()))
-        click.echo(plan.sentence(plan.needs(prepared.dashboards)))
+        if is_finished(prepared.dashboards, plan.document):
+            click.echo(f"The dashboards are there, in {prepared.dashboards}.")
+        else:
+            click.echo(plan.sentence(plan.cost(prepared.dashboards)))
         click.echo(f"{plan.sae.cfg.d_sae:,} latents as {prepared.name}, {labels:,} labels. Nothing was written.")
         return
     try:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _CHANGES = {
     "cut_labels": "labels cut to 512 characters",
+    "dropped_sources": "labels sent without who or what stated them",
     "replaced_tokens": "tokens replaced that the site cannot hold (empty, NUL, no Unicode)",
     "cut_examples": "examples cut to 1,024 tokens",
     "dropped_bounds": "bounds of quantiles left out, outside of what the site takes",
@@ -58,8 +59,9 @@ def upload_neuronpedia(
 ) -> None:
     """Upload dashboards to Neuronpedia, each latent once; called again, it goes on where it was stopped.
 
-    FOLDER is a folder of dashboards; your API key is read from NEURONPEDIA_API_KEY. With --offline it is what
-    export-neuronpedia wrote, which is checked and packed as one file for Neuronpedia's team.
+    FOLDER is a folder of dashboards, or what export-neuronpedia wrote (its subfolder dashboards); your API key is read
+    from NEURONPEDIA_API_KEY. With --offline, an export (subfolder exports) is checked and packed as one file for
+    Neuronpedia's team.
     """
     if offline is not None:
         others = [p for p in ctx.params if p not in ("folder", "offline") and _is_given(ctx, p)]
@@ -81,16 +83,20 @@ def upload_neuronpedia(
         return
     from sae_lens_gemma4.neuronpedia import upload
 
-    done = upload.upload_neuronpedia(
-        folder,
-        **place,  # type: ignore[arg-type]
-        **content,  # type: ignore[arg-type]
-        new_model=new_model,
-        description=description,
-        url=url,
-        base_url=base_url,
-        state=state,
-    )
+    try:
+        done = upload.upload_neuronpedia(
+            folder,
+            **place,  # type: ignore[arg-type]
+            **content,  # type: ignore[arg-type]
+            new_model=new_model,
+            description=description,
+            url=url,
+            base_url=base_url,
+            state=state,
+        )
+    except KeyboardInterrupt:
+        click.echo("\nStopped. The same command goes on from here.", err=True)
+        raise
     click.echo(
         f"{done.name}: {done.sent:,} latents sent, {done.already_there:,} were there, {done.dead:,} dead left out."
     )

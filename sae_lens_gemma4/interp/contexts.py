@@ -85,7 +85,6 @@ def intervals(
     """
     edges = np.linspace(0, firing.value_e.max(), n_intervals + 1)
     interval_e = np.searchsorted(edges, firing.value_e, side="left") - 1  # (low, high]
-    interval_e = interval_e.clip(0, n_intervals - 1)  # the greatest by a rounding more than its edge
     for interval in reversed(range(n_intervals)):
         inside = np.flatnonzero(interval_e == interval)
         drawn = rng.permutation(inside)

@@ -15,6 +15,7 @@ Shapes: `e` activations, `f` latents, `d` the activations' width. A token is the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +80,10 @@ class Firings:
         while (path := self.folder / _SHARD.format(len(self.shards))).is_file():
             with _opened(path) as shard:
                 found = {k: int(v) for k, v in shard.metadata().items() if k in ("first_block", "end_block")}
+            if found["first_block"] != self.n_blocks:
+                raise DataError(
+                    f"{path} does not begin where the one before it ends. Remove its folder and begin again."
+                )
             self.shards.append((path, found["first_block"], found["end_block"]))
         self.sums: dict[str, torch.Tensor] = {}
         if self.shards:
@@ -151,6 +156,23 @@ class Firings:
         return ActiveLatents(torch.cat(tokens), torch.cat(latents), torch.cat(values))
 
 
+def blocks_done(folder: Path) -> int:
+    """How many of a text's blocks are written there, from the first on."""
+    shards = sorted(folder.glob(_SHARD.replace("{:05d}", "*")))
+    if not shards:
+        return 0
+    with _opened(shards[-1]) as shard:
+        return int(shard.metadata()["end_block"])
+
+
+def remove_firings(folder: Path) -> None:
+    """All of it, and the folder; a link to one elsewhere stays, empty."""
+    for file in folder.iterdir() if folder.exists() else ():
+        file.unlink()
+    if folder.is_dir() and not folder.is_symlink():
+        folder.rmdir()
+
+
 def read_facts(file: Path) -> dict[str, Any]:
     """What a folder was made of.
 
@@ -180,6 +202,8 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, SafetensorError) as e:
         partial.unlink(missing_ok=True)

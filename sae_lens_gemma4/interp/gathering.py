@@ -8,7 +8,6 @@ Shapes: `t` tokens that count, `a` activations of a batch, `f` latents, `d` the 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.activations.harvest import Harvest, harvest
-from sae_lens_gemma4.errors import ConfigError
+from sae_lens_gemma4.errors import DataError
 from sae_lens_gemma4.evaluation.measuring import sae_rows
 from sae_lens_gemma4.evaluation.reading import CHUNK_LATENTS, ActiveLatents, encode_active, flat_heads, float64
 from sae_lens_gemma4.interp.firings import Firings
@@ -35,7 +34,8 @@ _BYTES = 8
 """An activation on disk: where, and how strong."""
 _HELD = 20
 """And in memory: where, which, how strong."""
-_RESERVE = 2**30
+_VARIES = 1e-6
+"""The share of a latent's squares that must be variance for it to be correlated: below, float32 sums leave noise."""
 
 
 class Needs(NamedTuple):
@@ -71,16 +71,17 @@ def gather_firings(
 
     Raises:
         ConfigError: the folder holds activations of something else, or the disk is full.
-        SAEError, DataError, UnknownNameError: as `harvest` and `sae_rows` do.
+        DataError: activations that are not finite, of the model or the SAE.
+        SAEError, UnknownNameError: as `sae_rows` and `harvest` do.
     """
     firings = Firings(folder, sae.cfg.d_sae, corpus.context_size, facts)
     sums = _Sums.resumed(sae, firings.sums)
     place_t = corpus.keep_bp.flatten().nonzero()[:, 0]
     begun = firings.n_blocks
-    left = corpus.take(torch.arange(begun, corpus.n_blocks)) if begun < corpus.n_blocks else None
     seen = int(corpus.keep_bp[:begun].sum())
-    if left is None or not left.keep_bp.any():
+    if seen == len(place_t):
         return firings
+    left = corpus.take(torch.arange(begun, corpus.n_blocks))
     held, written = _Held(), time.monotonic()
     bar = tqdm(total=corpus.n_tokens, initial=seen, desc="Reading the text", unit="tok", disable=not progress)
     with bar, flat_heads(sae):
@@ -105,47 +106,43 @@ def needs(
     model: HookedModel,
     hook_name: str,
     corpus: Corpus,
-    folder: str | Path,
     *,
+    done_blocks: int = 0,
     batch_blocks: int = 16,
     isolate_documents: bool = False,
 ) -> Needs:
-    """What the pass will take, estimated on the first batch of the text.
+    """What the pass will take from `done_blocks` on, estimated on one batch of blocks spread over the text.
 
     Raises:
-        ConfigError: the folder's disk has not so much room. Others as `gather_firings`.
+        SAEError, DataError, UnknownNameError: as `gather_firings`.
     """
-    first = corpus.take(torch.arange(min(batch_blocks, corpus.n_blocks)))
+    counting_b = corpus.keep_bp.any(dim=1).nonzero()[:, 0]
+    spread = torch.linspace(0, len(counting_b) - 1, min(batch_blocks, len(counting_b))).round().long()
     n = n_active = 0
+    sample = corpus.take(counting_b[spread])
     with flat_heads(sae):
-        for batch in harvest(model, first, [hook_name], batch_blocks=batch_blocks, isolate_documents=isolate_documents):
+        for batch in harvest(
+            model, sample, [hook_name], batch_blocks=batch_blocks, isolate_documents=isolate_documents
+        ):
             for active, x_td in _active(sae, hook_name, batch):
                 n, n_active = n + len(x_td), n_active + len(active.value_a)
-    l0 = n_active / max(n, 1)
-    activations = int(l0 * corpus.n_tokens)
+    l0 = n_active / n
+    activations = int(l0 * int(corpus.keep_bp[done_blocks:].sum()))
     sums = sae.cfg.d_sae * (sae.cfg.d_in + 4) * 4
     held = min(activations, SHARD_ACTIVATIONS)
-    found = Needs(
+    return Needs(
         memory=sums + 3 * held * _HELD + 5 * 4 * CHUNK_LATENTS + corpus.tokens_bp.numel() * 8,
-        disk=activations * _BYTES + 2 * sums,
+        disk=activations * _BYTES + (2 * sums if activations else 0),
         l0=l0,
     )
-    there = Path(folder)
-    while not there.exists():
-        there = there.parent
-    if (free := shutil.disk_usage(there).free) < found.disk + _RESERVE:
-        raise ConfigError(
-            f"The activations take about {found.disk / 1e9:.1f} GB until the dashboards are made (L0 is {l0:.0f}), and "
-            f"{free / 1e9:.1f} GB are free at {there}. Take another folder, or fewer prompts."
-        )
-    return found
 
 
 class Correlations(NamedTuple):
     """What relates latents to the dimensions of the hook.
 
     Attributes:
-        pearson_fd, cosine_fd: float32; 0 where either does not vary, or is nowhere.
+        pearson_fd, cosine_fd: float32; 0 where either does not vary (a latent: by less than .1 % of its mean), or is
+            nowhere.
     """
 
     pearson_fd: torch.Tensor
@@ -154,14 +151,15 @@ class Correlations(NamedTuple):
 
 def neuron_correlations(sums: Mapping[str, torch.Tensor], first: int, end: int) -> Correlations:
     """Of the latents from `first` to `end`, over all tokens that count, from a pass's `Firings.sums`."""
-    n, x_d, xx_d = sums["n"], sums["x_d"], sums["xx_d"]
+    n, x_d, xx_d, reference_d = sums["n"], sums["x_d"], sums["xx_d"], sums["reference_d"].double()
     z_f, zz_f, zx_fd = (sums[name][first:end] for name in ("z_f", "zz_f", "zx_fd"))
-    centred_fd = zx_fd.double() - z_f[:, None] * (x_d / n)  # x_d is about the same reference as zx_fd
-    variances_fd = (zz_f - z_f**2 / n).clamp(min=0)[:, None] * (xx_d - x_d**2 / n).clamp(min=0)
-    reference_d = sums["reference_d"].double()
+    squares_d = xx_d + 2 * reference_d * x_d + n * reference_d**2  # about 0; the sums are about the reference
+    variance_f, variance_d = zz_f - z_f**2 / n, xx_d - x_d**2 / n
+    varies_fd = (variance_f > _VARIES * zz_f)[:, None] & (variance_d > _VARIES**2 * squares_d)
+    centred_fd = zx_fd.double() - z_f[:, None] * (x_d / n)
     raw_fd = zx_fd.double() + z_f[:, None] * reference_d
-    squares_d = xx_d + 2 * reference_d * x_d + n * reference_d**2
-    return Correlations(_ratio(centred_fd, variances_fd), _ratio(raw_fd, zz_f[:, None] * squares_d))
+    pearson_fd = _ratio(centred_fd, variance_f[:, None] * variance_d * varies_fd)
+    return Correlations(pearson_fd, _ratio(raw_fd, zz_f[:, None] * squares_d))
 
 
 def _ratio(product_fd: torch.Tensor, squares_fd: torch.Tensor) -> torch.Tensor:
@@ -172,6 +170,10 @@ def _active(sae: SAE[Any], hook_name: str, batch: Harvest) -> list[tuple[ActiveL
     """Positive activations and what they were computed from, chunk by chunk."""
     found = []
     for chunk_td, active in encode_active(sae, sae_rows(sae, hook_name, batch)):
+        finite_a = active.value_a.isfinite()
+        if not finite_a.all():
+            latent = int(active.latent_a[~finite_a][0])
+            raise DataError(f"The SAE's activations at {hook_name} are not finite, first those of latent {latent}.")
         fires = active.value_a > 0
         found.append((ActiveLatents(*(part[fires] for part in active)), chunk_td))
     return found

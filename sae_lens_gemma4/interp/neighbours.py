@@ -18,6 +18,9 @@ from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.evaluation.reading import ActiveLatents
 from sae_lens_gemma4.interp.firings import Firings
 
+_VARIES = 1e-10
+"""The share of a latent's squares that must be variance, else it does not vary: float64 sums leave less."""
+
 
 class Nearest(NamedTuple):
     """The nearest, best first: `[f, k]` each."""
@@ -102,7 +105,10 @@ class Cofiring:
         with_it = with_it[with_it != latent]
         product, sums, squares = product_g[with_it], self._sum_g[with_it], self._squares_g[with_it]
         mine, my_squares = self._sum_g[latent], self._squares_g[latent]
-        spread = np.sqrt(np.maximum((n * my_squares - mine**2) * (n * squares - sums**2), 0))
+        mine_varies, varies = n * my_squares - mine**2, n * squares - sums**2
+        spread = np.sqrt(np.where(varies > _VARIES * n * squares, varies, 0) * max(mine_varies, 0))
+        if mine_varies <= _VARIES * n * my_squares:
+            spread[:] = 0
         with np.errstate(divide="ignore", invalid="ignore"):
             pearson = np.where(spread > 0, (n * product - mine * sums) / spread, 0)
         best = np.argsort(-pearson, kind="stable")[:k]

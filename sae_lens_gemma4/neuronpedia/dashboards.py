@@ -7,7 +7,6 @@ activations removed. A call with the same arguments goes on where one was stoppe
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,15 @@ from tqdm.auto import tqdm
 from sae_lens_gemma4.activations.corpus import CorpusLike
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.result import write_json
-from sae_lens_gemma4.interp.firings import differing, read_facts
+from sae_lens_gemma4.interp.firings import differing, read_facts, remove_firings
 from sae_lens_gemma4.interp.gathering import gather_firings
 from sae_lens_gemma4.interp.pieces import pieces_of
 from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.models.interface import HookedModel, vocab_size
 from sae_lens_gemma4.neuronpedia.folder import SETTINGS, Dashboards
-from sae_lens_gemma4.neuronpedia.planning import Plan, plan_dashboards
+from sae_lens_gemma4.neuronpedia.planning import FIRINGS, Plan, plan_dashboards
 from sae_lens_gemma4.neuronpedia.writing import Writer
-
-FIRINGS = "firings"
+from sae_lens_gemma4.training.saving import only_one
 
 
 def build_dashboards(
@@ -68,11 +66,49 @@ def make_dashboards(
 ) -> Dashboards:
     """Make what is planned, or what is missing of it. Arguments and errors as `build_dashboards`."""
     folder, document = Path(out_dir), plan.document
-    if _begun(folder, document):
-        return Dashboards(folder)
-    unembedding = Unembedding.of(plan.model, plan.sae, plan.hook_name)
-    if progress:
-        tqdm.write(plan.sentence(plan.needs(folder)))
+    if not is_finished(folder, document):
+        cost = plan.cost(folder)
+        if progress:
+            tqdm.write(plan.sentence(cost))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigError(f"{folder} cannot be made: {e.strerror}.") from e
+        with only_one(folder):
+            write_json(document, folder / SETTINGS)
+            _write(plan, folder, progress)
+            write_json(document | {"complete": True}, folder / SETTINGS)
+    made = Dashboards(folder)
+    if not keep_firings:
+        remove_firings(folder / FIRINGS)
+    return made
+
+
+def is_finished(folder: Path, document: Mapping[str, Any]) -> bool:
+    """Whether a folder holds these dashboards; False of one that holds some of them, or nothing yet.
+
+    Raises:
+        ConfigError: it holds others, or is no folder.
+        DataError: its settings cannot be read.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file.")
+    file = folder / SETTINGS
+    if not file.is_file():
+        if any(folder.glob("batch-*.json")):
+            raise ConfigError(f"{folder} holds dashboards that were made by something else. Take another folder.")
+        return False
+    there, same = read_facts(file), {"complete", "version"}
+    differing(
+        folder,
+        {k: v for k, v in _flat(there) if k not in same},
+        {k: v for k, v in _flat(json.loads(json.dumps(document))) if k not in same},
+    )
+    return bool(there.get("complete"))
+
+
+def _write(plan: Plan, folder: Path, progress: bool) -> None:
+    document, tokenizer = plan.document, plan.model.tokenizer
     firings = gather_firings(
         plan.sae,
         plan.model,
@@ -87,41 +123,11 @@ def make_dashboards(
         **plan.reading,
         progress=progress,
     )
-    tokenizer = plan.model.tokenizer
     pieces = pieces_of(tokenizer, vocab_size(plan.model) or len(tokenizer))
+    unembedding = Unembedding.of(plan.model, plan.sae, plan.hook_name)
     bos, dataset = tokenizer.bos_token_id, document["dataset"]
     writer = Writer(firings, plan.corpus, plan.sae, plan.header, pieces, unembedding, bos, dataset, plan.settings)
     writer.write(folder, progress=progress)
-    write_json(document | {"complete": True}, folder / SETTINGS)
-    if not keep_firings:
-        shutil.rmtree(folder / FIRINGS)
-    return Dashboards(folder)
-
-
-def _begun(folder: Path, document: Mapping[str, Any]) -> bool:
-    """Make the folder these dashboards', or see that it is; whether they are finished.
-
-    Raises:
-        ConfigError: it is another's, or cannot be made.
-    """
-    file = folder / SETTINGS
-    if not file.is_file():
-        if folder.is_dir() and any(folder.glob("batch-*.json")):
-            raise ConfigError(f"{folder} holds dashboards that were made by something else. Take another folder.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ConfigError(f"{folder} cannot be made: {e.strerror}.") from e
-        write_json(document, file)
-        return False
-    there = read_facts(file)
-    same = {"complete", "version"}
-    differing(
-        folder,
-        {k: v for k, v in _flat(there) if k not in same},
-        {k: v for k, v in _flat(json.loads(json.dumps(document))) if k not in same},
-    )
-    return bool(there.get("complete"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Any:

@@ -21,6 +21,7 @@ from sae_lens_gemma4.catalogue.labels import load_feature_labels
 from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError, check_name
 from sae_lens_gemma4.interp.pieces import safe_text
+from sae_lens_gemma4.neuronpedia.folder import Dashboards
 
 CATALOGUE = "catalogue"
 """As a source: the labels that the release itself has."""
@@ -31,6 +32,7 @@ TYPE = ("type_name", "typename", "explanation_type")
 MODEL = ("explanationmodelname", "explanation_model_name", "explanation_model")
 NOTES = ("notes", "source")
 """What columns of a table, or keys of an object, are called; in any case, with blanks or hyphens for underscores."""
+_READ = frozenset({*TITLE, *DESCRIPTION, *TYPE, *MODEL, *NOTES})
 _DELIMITERS = (",", "\t", ";")
 
 
@@ -90,10 +92,12 @@ def read_explanations(
 
     Raises:
         ConfigError: no such file, or no release for `catalogue`.
-        DataError: it cannot be read, or has no such columns; a label without text, for no latent of the SAE, or the
-            second for one; names the line or the key.
+        DataError: it cannot be read, or has no such columns, or one of them twice; a label without text, for no latent
+            of the SAE, or the second for one; names the line or the key.
         UnknownNameError, SAEError, HubError: the catalogue has no such labels, or they cannot be fetched.
     """
+    if not isinstance(source, str | Path | Mapping):
+        raise DataError(f"Explanations are a file, {CATALOGUE!r} or a mapping, not {str(source)[:40]!r}.")
     if source == CATALOGUE:
         found = _of_catalogue(release, sae_id)
     elif isinstance(source, Mapping):
@@ -106,6 +110,22 @@ def read_explanations(
         ]
         found[index] = list(dict.fromkeys(stated))
     return dict(sorted(found.items()))
+
+
+def labels_of(
+    dashboards: Dashboards,
+    source: ExplanationSource,
+    *,
+    type_name: str | None = None,
+    model_name: str | None = None,
+) -> Explanations:
+    """Labels for a folder of dashboards: `catalogue` means those of its SAE, and the SAE's width is held against them.
+
+    Raises as `read_explanations`, whose arguments the others are.
+    """
+    sae = dashboards.settings["sae"] if dashboards.ours else {}
+    facts = {name: sae.get(name) for name in ("d_sae", "release", "sae_id")}
+    return read_explanations(source, **facts, type_name=type_name, model_name=model_name)
 
 
 def _of_catalogue(release: str | None, sae_id: str | None) -> Explanations:
@@ -166,9 +186,11 @@ def _of_value(value: Any) -> Iterable[Explanation]:
         return _of_label(value)
     if isinstance(value, str):
         return [Explanation(value)]
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping | _Object):
         raise DataError(f"{str(value)[:40]!r} is no label: a text, or an object with {TITLE[0]} or {DESCRIPTION[0]}.")
-    stated = {_key(key): part for key, part in value.items()}
+    pairs = list(value.items()) if isinstance(value, Mapping) else value.pairs
+    _check_once(str(key) for key, _ in pairs)
+    stated = {_key(key): part for key, part in pairs}
     title, description, type_name, model_name, notes = (
         _one(stated, keys) for keys in (TITLE, DESCRIPTION, TYPE, MODEL, NOTES)
     )
@@ -182,28 +204,30 @@ def _of_file(path: Path) -> Iterator[tuple[str, Any, Any]]:
         raise ConfigError(f"Explanations {path} cannot be read: {e.strerror}.") from e
     except UnicodeDecodeError as e:
         raise DataError(f"Explanations {path} are not in UTF-8: {e}.") from e
+    except ValueError as e:  # of the path
+        raise DataError(f"Explanations {str(path)!r} cannot be read: {e}.") from e
     return _of_json(path, content) if path.suffix.lower() == ".json" else _of_table(path, content)
 
 
 def _of_json(path: Path, content: str) -> Iterator[tuple[str, Any, Any]]:
     try:
-        pairs = json.loads(content, object_pairs_hook=_Pairs)
+        whole = json.loads(content, object_pairs_hook=_Object)
     except (ValueError, RecursionError) as e:
         raise DataError(f"Explanations {path} are no JSON: {e}.") from e
-    if not isinstance(pairs, _Pairs):
+    if not isinstance(whole, _Object):
         raise DataError(f"Explanations {path} are no JSON object of texts by index.")
-    for key, value in pairs:
-        yield f"{path}, key {key!r}", key, _plain(value)
+    for key, value in whole.pairs:
+        yield f"{path}, key {key!r}", key, value
 
 
-class _Pairs(list[tuple[str, Any]]):
+@dataclass(frozen=True)
+class _Object:
     """An object with repeated keys left in: json by itself drops all but the last."""
 
+    pairs: list[tuple[str, Any]]
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Pairs):
-        return {key: _plain(part) for key, part in value}
-    return [_plain(part) for part in value] if isinstance(value, list) else value
+    def __str__(self) -> str:
+        return "an object"
 
 
 def _of_table(path: Path, content: str) -> Iterator[tuple[str, Any, Any]]:
@@ -225,16 +249,35 @@ def _header(path: Path, content: str) -> tuple[Any, list[str], int]:
     for delimiter in _DELIMITERS:
         reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
         try:
-            names = [_key(name) for name in next(reader, [])]
+            columns = next(reader, [])
         except csv.Error as e:
             raise DataError(f"{path}, line 1: {e}.") from e
+        names = [_key(name) for name in columns]
         indices = [i for i, name in enumerate(names) if name in INDEX]
-        if indices and set(names) & {*TITLE, *DESCRIPTION}:
-            return reader, names, indices[0]
+        if not indices or not set(names) & {*TITLE, *DESCRIPTION}:
+            continue
+        if len(indices) > 1:
+            both = " and ".join(columns[i].strip() for i in indices)
+            raise DataError(f"The first line of {path} names several columns for index, {both}; one of them is wanted.")
+        try:
+            _check_once(columns)
+        except DataError as e:
+            raise DataError(f"{path}, line 1: {e}") from None
+        return reader, names, indices[0]
     first = content.split("\n", 1)[0].strip()[:80]
     raise DataError(
         f"The first line of {path}, {first!r}, names no columns for index and text; they may be called index and label."
     )
+
+
+def _check_once(names: Iterable[str]) -> None:
+    """Raise `DataError` where two of the names that are read are one."""
+    seen: dict[str, str] = {}
+    for name in map(str.strip, names):
+        key = _key(name)
+        if key in _READ and key in seen:
+            raise DataError(f"It has {key} twice, as {seen[key]!r} and {name!r}, and one of them is wanted.")
+        seen[key] = name
 
 
 def _key(name: object) -> str:

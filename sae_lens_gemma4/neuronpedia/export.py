@@ -20,21 +20,16 @@ from tqdm.auto import tqdm
 
 from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, warn_caller
 from sae_lens_gemma4.neuronpedia import rows
+from sae_lens_gemma4.neuronpedia.arguments import check_arguments
 from sae_lens_gemma4.neuronpedia.cells import line
 from sae_lens_gemma4.neuronpedia.explanations import Explanations, ExplanationSource, read_explanations
 from sae_lens_gemma4.neuronpedia.folder import Dashboards, Feature
 from sae_lens_gemma4.neuronpedia.listing import Listing, listing_of
 from sae_lens_gemma4.neuronpedia.names import warn_if_unknown
-from sae_lens_gemma4.neuronpedia.row_files import RowFiles, latents_per_file
+from sae_lens_gemma4.neuronpedia.row_files import BATCHES, SINGLE, UPSTREAM, RowFiles, latents_per_file
 from sae_lens_gemma4.training.saving import replacing
 
-METADATA = {
-    "release.jsonl": rows.release_row,
-    "model.jsonl": rows.model_row,
-    "sourceset.jsonl": rows.sourceset_row,
-    "source.jsonl": rows.source_row,
-}
-UPSTREAM = "pretrained_saes.yaml"
+_ROWS = dict(zip(SINGLE, (rows.release_row, rows.model_row, rows.sourceset_row, rows.source_row), strict=True))
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ def export_neuronpedia(
         dashboards_dir: what `build_dashboards` made, or sae-dashboard.
         out_dir: what holds `{modelId}/{sourceId}`.
         release, sae_id: the SAE in the catalogue; of your own, what sae_lens's list will call it.
-        hf_repo_id, hf_folder_id: where its weights lie on the hub, whole.
+        hf_repo_id, hf_folder_id: where its weights lie on the hub, whole; "" is the root of the repository.
         explanations: labels: a CSV or JSON file, `"catalogue"` for the release's own, or a mapping.
         explanation_type, explanation_model: how labels were made and by which model, where they do not say. Both must
             be known to the site already, or its import fails; unstated they are empty.
@@ -140,8 +135,10 @@ def export_neuronpedia(
         What was written: the folder, and how many rows of each kind.
 
     Raises:
-        DataError: dashboards that are not whole, a value that no column takes, or a label for no latent: each by name.
-        ConfigError: what nobody states, all of it at once; a name that Neuronpedia refuses; or a folder in the way.
+        DataError: dashboards that are not whole, a value that no column takes, a latent that fires and has no example,
+            or a label for no latent: each by name.
+        ConfigError: an argument of another kind; what nobody states, all of it at once; a name that Neuronpedia
+            refuses; or a folder in the way.
         UnknownNameError: no such release or SAE.
         SAEError, HubError: the catalogue has no labels of it, or they cannot be fetched.
     """
@@ -153,6 +150,9 @@ def export_neuronpedia(
         "notes": notes, "model_name": model_name, "owner": owner, "n_layers": n_layers, "d_model": d_model,
         "d_mlp": d_mlp, "hook_name": hook_name, "sae_config": sae_config, "created_at": created_at,
     }  # fmt: skip
+    places = {"dashboards_dir": dashboards_dir, "out_dir": out_dir}
+    kinds = {"explanation_type": explanation_type, "explanation_model": explanation_model}
+    check_arguments({**given, **places, **kinds})
     dashboards = Dashboards(dashboards_dir)
     listing = listing_of(dashboards, given)
     labels: Explanations = {}
@@ -183,17 +183,17 @@ def export_neuronpedia(
 def _write(
     folder: Path, dashboards: Dashboards, listing: Listing, labels: Explanations, progress: bool
 ) -> dict[str, Any]:
-    for name, row in METADATA.items():
+    for name, row in _ROWS.items():
         (folder / name).write_bytes(_metadata(name, row(listing)))
     if (upstream := listing.upstream_yaml) is not None:
         (folder / UPSTREAM).write_text(upstream, encoding="utf-8")
     per_file = latents_per_file(listing.d_sae)
-    nearest = [dashboards.nearest.get(key, []) for key in ("indices", "cosine")]
+    nearest = [dashboards.nearest[key] for key in ("indices", "cosine")]
     alive = dead = 0
     with (
-        RowFiles(folder / "features", per_file) as features,
-        RowFiles(folder / "activations", per_file) as activations,
-        RowFiles(folder / "explanations", per_file) as explanations,
+        RowFiles(folder / BATCHES[0], per_file) as features,
+        RowFiles(folder / BATCHES[1], per_file) as activations,
+        RowFiles(folder / BATCHES[2], per_file) as explanations,
         tqdm(total=listing.d_sae, desc="Writing rows", unit="latent", disable=not progress) as bar,
     ):
         for index, feature in _latents(dashboards, listing.d_sae):

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from sae_lens_gemma4.errors import DataError, SAEError
@@ -26,6 +27,31 @@ LATENTS, NEAREST = "latents.json", "nearest.json"
 COLUMNS = ("index", "density", "max", "token", "logit", "file", "offset", "length")
 SCHEMA = 1
 _KINDS = {"features": dict, "skipped_indexes": int}
+_SHAPE: dict[str, tuple[type, ...]] = {
+    "model_id": (str, NoneType),
+    "layer": (int, NoneType),
+    "sae_set": (str, NoneType),
+    "sae_id_suffix": (str, NoneType),
+    "sae": (dict,),
+    "sae.release": (str, NoneType),
+    "sae.sae_id": (str, NoneType),
+    "sae.d_in": (int,),
+    "sae.d_sae": (int,),
+    "sae.hook_name": (str,),
+    "sae.config": (dict, NoneType),
+    "sae.config.metadata": (dict, NoneType),
+    "model": (dict,),
+    "model.name": (str, NoneType),
+    "model.n_layers": (int, NoneType),
+    "model.d_model": (int, NoneType),
+    "model.d_mlp": (int, NoneType),
+    "corpus": (dict,),
+    "n_tokens": (int,),
+    "n_prompts_total": (int,),
+    "n_tokens_in_prompt": (int,),
+}
+"""What our settings hold, as far as it is relied on."""
+_IN_WORDS = {dict: "object", int: "integer", str: "text"}
 Feature = dict[str, Any]
 """One latent's dashboard, by sae-dashboard's names (docs/neuronpedia.md)."""
 HEADER = ("model_id", "layer", "sae_set", "sae_id_suffix")
@@ -45,17 +71,27 @@ class Dashboards:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.files = sorted(self.path.glob("batch-*.json"), key=_number)
-        if not self.path.is_dir() or not (self.files or (self.path / SKIPPED).is_file()):
+        self.files = sorted(self.path.glob("batch-*.json"), key=_number) if self.path.is_dir() else []
+        if not (self.files or (self.path / SKIPPED).is_file()):
             raise DataError(f"{self.path} is no folder of dashboards: it has no batch-N.json.")
         self.settings: dict[str, Any] = self._read(SETTINGS) if (self.path / SETTINGS).is_file() else {}
         if self.ours and not self.settings.get("complete"):
             raise DataError(
                 f"The dashboards in {self.path} are not finished. The call that made them goes on where it was stopped."
             )
+        if self.ours:
+            self._check_settings()
         skipped = self._read(SKIPPED, "skipped_indexes") if (self.path / SKIPPED).is_file() else {}
         self.dead: list[int] = sorted(skipped.get("skipped_indexes", []))
         self.header: dict[str, Any] = {name: self._read_header().get(name) for name in HEADER}
+        if self.ours:
+            self._check_files()
+
+    @staticmethod
+    def find(path: str | Path) -> Dashboards:
+        """The dashboards in a folder, or in its subfolder `dashboards`. Errors as the constructor's."""
+        inner = Path(path) / "dashboards"
+        return Dashboards(inner if _holds_dashboards(inner) and not _holds_dashboards(path) else path)
 
     @property
     def ours(self) -> bool:
@@ -76,7 +112,7 @@ class Dashboards:
         """Columns over the latents that have a dashboard: `index`, `density`, `max`, `token` (the one that fires most),
         `logit` (the token promoted most); and in our own folders `file`, `offset` and `length`."""
         if (self.path / LATENTS).is_file():
-            return dict(self._read(LATENTS))
+            return self._read_latents()
         columns: dict[str, list[Any]] = {name: [] for name in COLUMNS[:-2]}
         for file in self.files:
             for feature in self._read(file.name, "features")["features"]:
@@ -110,11 +146,50 @@ class Dashboards:
     @cached_property
     def nearest(self) -> dict[str, list[list[Any]]]:
         """`indices` and `cosine`: for each latent of the SAE, by its index, a row, best first. Empty if not there."""
-        return dict(self._read(NEAREST)) if (self.path / NEAREST).is_file() else {"indices": [], "cosine": []}
+        columns: dict[str, Any] = {"indices": [], "cosine": []}
+        found = self._read(NEAREST) if (self.path / NEAREST).is_file() else columns
+        for name in columns:
+            rows = found.get(name)
+            if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+                raise DataError(f"{self.path / NEAREST} has no list of {name}, each a list, as it should.")
+        return found
 
     @cached_property
     def _row_of(self) -> dict[int, int]:
         return {index: row for row, index in enumerate(self.latents["index"])}
+
+    def _check_settings(self) -> None:
+        for place, kinds in _SHAPE.items():
+            found: Any = self.settings
+            for key in place.split("."):
+                found = None if found is None else found.get(key)  # what lies around it has been checked
+            if type(found) not in kinds:
+                what, where = "nothing" if found is None else repr(found)[:40], self.path / SETTINGS
+                raise DataError(f"{where}: {place} is {what}, and no {_IN_WORDS[kinds[0]]}. Make the dashboards again.")
+
+    def _read_latents(self) -> dict[str, list[Any]]:
+        found = self._read(LATENTS)
+        columns = [found.get(name) for name in COLUMNS]
+        if not all(isinstance(column, list) for column in columns) or len({len(c or ()) for c in columns}) > 1:
+            raise DataError(f"{self.path / LATENTS} has not the columns {', '.join(COLUMNS)}, as long as each other.")
+        for name in ("index", "offset", "length"):
+            if not set(map(type, found[name])) <= {int}:
+                raise DataError(f"{self.path / LATENTS} has a column {name} of something else than integers.")
+        return found
+
+    def _check_files(self) -> None:
+        """What `latents.json` tells of is there: a file may have been lost since."""
+        if not (self.path / LATENTS).is_file():
+            raise DataError(f"{self.path} has no {LATENTS}. Make the folder again.")
+        columns, ends = self.latents, dict[str, int]()
+        for name, offset, length in zip(columns["file"], columns["offset"], columns["length"], strict=True):
+            ends[name] = max(ends.get(name, 0), offset + length)
+        sizes = {file.name: file.stat().st_size for file in self.files}
+        for name, end in ends.items():
+            if sizes.get(name, 0) < end:
+                raise DataError(
+                    f"{self.path / str(name)} is gone, or shorter than {LATENTS} says. Make the folder again."
+                )
 
     def _read_header(self) -> dict[str, Any]:
         if self.ours:
@@ -158,6 +233,10 @@ def summary(feature: Feature) -> dict[str, Any]:
         "token": None if top is None else top["tokens"][top["values"].index(max(top["values"]))],
         "logit": feature["pos_str"][0] if feature["pos_str"] else None,
     }
+
+
+def _holds_dashboards(folder: str | Path) -> bool:
+    return any(Path(folder).glob("batch-*.json")) or (Path(folder) / SKIPPED).is_file()
 
 
 def _number(path: Path) -> int:

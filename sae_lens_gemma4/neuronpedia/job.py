@@ -7,6 +7,7 @@ and the export is made anew from them, which is how labels are added later.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sae_lens_gemma4.neuronpedia.dashboards import make_dashboards
 from sae_lens_gemma4.neuronpedia.explanations import Explanations, read_explanations
 from sae_lens_gemma4.neuronpedia.export import NeuronpediaExport, export_neuronpedia
 from sae_lens_gemma4.neuronpedia.listing import listing_of
-from sae_lens_gemma4.neuronpedia.names import SourceName
+from sae_lens_gemma4.neuronpedia.names import SourceName, UnknownModelWarning, model_id_of, warn_if_unknown
 from sae_lens_gemma4.neuronpedia.planning import CONTEXT_SIZE, N_PROMPTS, Plan, plan_dashboards
 from sae_lens_gemma4.neuronpedia.writing import DashboardSettings
 from sae_lens_gemma4.training.config import Model
@@ -85,6 +86,7 @@ class Stated:
     hf_repo_id: str | None = None
     hf_folder_id: str | None = None
     model_id: str | None = None
+    layer: int | None = None
     set_name: str | None = None
     suffix: str | None = None
     description: str | None = None
@@ -97,6 +99,9 @@ class Stated:
     visibility: str | None = None
     notes: str | None = None
     owner: str | None = None
+    n_layers: int | None = None
+    d_model: int | None = None
+    d_mlp: int | None = None
     explanation_type: str | None = None
     explanation_model: str | None = None
 
@@ -148,13 +153,15 @@ class Prepared:
             ConfigError: the output holds other dashboards, or its disk is full. Others as `export_neuronpedia`.
         """
         made = make_dashboards(self.plan, self.dashboards, keep_firings=self.job.keep_firings, progress=progress)
-        return export_neuronpedia(
-            made.path,
-            self.exports,
-            explanations=self.labels or None,
-            progress=progress,
-            **self.job.listing.arguments(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnknownModelWarning)  # `prepare` has said it
+            return export_neuronpedia(
+                made.path,
+                self.exports,
+                explanations=self.labels or None,
+                progress=progress,
+                **self.job.listing.arguments(),
+            )
 
 
 def prepare(job: NeuronpediaJob) -> Prepared:
@@ -166,6 +173,8 @@ def prepare(job: NeuronpediaJob) -> Prepared:
             be had.
     """
     m, text, stated = job.model, job.text, job.listing
+    if stated.set_name is not None:
+        SourceName(stated.model_id or model_id_of(m.name), stated.layer or 0, stated.set_name, stated.suffix or None)
     sae = job.sae.load(m.device)
     kwargs = {**m.kwargs, **({"dtype": m.dtype} if m.dtype else {})}
     plan = plan_dashboards(
@@ -185,6 +194,7 @@ def prepare(job: NeuronpediaJob) -> Prepared:
         suffix=stated.suffix,
     )
     listing = listing_of(plan.document, stated.arguments())
+    warn_if_unknown(listing.name.model_id)
     labels: Explanations = {}
     if job.labels is not None:
         labels = read_explanations(

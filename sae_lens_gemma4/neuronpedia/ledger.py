@@ -5,7 +5,8 @@ batch is noted before it is sent and after it arrived. One that was noted as bei
 no answer came, is looked up on the site first; the site stores a batch whole or not at all.
 
 The file is JSON lines, on the disk before anything that relies on it happens. A line that a kill cut short is dropped:
-then what it was to say had not begun, or is looked up.
+then what it was to say had not begun, or is looked up. The file begins with the first batch, and one of which nothing
+arrived is begun anew.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from sae_lens_gemma4.errors import ConfigError, DataError
 
 _SCHEMA = 1
 _SENDING, _SENT, _NOT_SENT = "sending", "sent", "not sent"
+_FIRST = b'{"schema": '
+"""How a ledger begins."""
 
 
 class Ledger:
@@ -34,12 +37,12 @@ class Ledger:
         unclear: batches of which nobody knows whether they arrived, and when they were sent, by `time.time`.
 
     Args:
-        path: its file; begun if there is none.
+        path: its file, which need not be there.
         target: where the upload goes.
         content: a digest of all that it sends.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be read or, later, written.
         DataError: it is no ledger, or one of another upload.
     """
 
@@ -47,17 +50,20 @@ class Ledger:
         self.path = path
         self.sent: set[int] = set()
         self.unclear: dict[tuple[int, ...], float] = {}
-        header = {"schema": _SCHEMA, "target": target, "content": content}
+        self._header = {"schema": _SCHEMA, "target": target, "content": content}
         try:
-            lines = self._whole_lines()
-            if not lines:
-                self._append(header)
-                return
+            text = path.read_bytes() if path.exists() else b""
         except OSError as e:
             raise ConfigError(f"What is sent cannot be noted in {path}: {e.strerror}.") from e
-        self._check(lines[0], header)
-        for line in lines[1:]:
+        whole = text[: text.rfind(b"\n") + 1]
+        found = self._lines(whole, text)
+        for line in found[1:]:
             self._take(line)
+        if self.sent or self.unclear:
+            self._check(found[0])
+            self._length = len(whole)
+        else:
+            self._length = 0
 
     def sending(self, indices: Sequence[int]) -> None:
         """Note that these are sent from now on."""
@@ -74,14 +80,14 @@ class Ledger:
     def _note(self, state: str, indices: Sequence[int]) -> None:
         line = {"state": state, "indices": list(indices), "at": round(time.time(), 3)}
         try:
-            self._append(line)
+            self._write(line)
         except OSError as e:
             raise ConfigError(f"What is sent cannot be noted in {self.path}: {e.strerror}. Sending was stopped.") from e
         self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:
         try:
-            state, batch, at = line["state"], tuple(line["indices"]), float(line["at"])
+            state, batch, at = line["state"], tuple(map(int, line["indices"])), float(line["at"])
         except (KeyError, TypeError, ValueError) as e:
             raise DataError(f"{self.path} has a line that is none of a ledger: {line}.") from e
         if state == _SENDING:
@@ -90,34 +96,34 @@ class Ledger:
             self.unclear.pop(batch, None)
             self.sent.update(batch if state == _SENT else ())
 
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
+    def _write(self, line: dict[str, Any]) -> None:
+        """A line after those that count; what a kill cut short goes, and before the first all that was there."""
+        lines = [line] if self._length else [self._header, line]
+        text = b"".join(json.dumps(one).encode() + b"\n" for one in lines)
+        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+            file.truncate(self._length)
+            file.seek(self._length)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        self._length += len(text)
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
-        """What is there; the rest of a line that was cut short is removed from the file."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
+    def _lines(self, whole: bytes, text: bytes) -> list[dict[str, Any]]:
+        """What a ledger's whole lines say."""
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DataError(f"{self.path} is no ledger of an upload: {e}.") from e
-        if not all(isinstance(line, dict) for line in lines):
+        if not all(isinstance(line, dict) for line in lines) or not _FIRST.startswith(text[: len(_FIRST)]):
             raise DataError(f"{self.path} is no ledger of an upload.")
-        if len(whole) < len(text):
-            os.truncate(self.path, len(whole))
+        if lines and (lines[0].get("schema") != _SCHEMA or lines[0].keys() != self._header.keys()):
+            raise DataError(f"{self.path} is no ledger of an upload that this version can read.")
         return lines
 
-    def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
-        if found.get("schema") != _SCHEMA:
-            raise DataError(f"{self.path} is no ledger of an upload that this version can read.")
-        if found.get("target") != header["target"]:
-            raise DataError(f"{self.path} is of an upload to {found.get('target')}, not to {header['target']}.")
-        if found.get("content") != header["content"]:
+    def _check(self, found: dict[str, Any]) -> None:
+        if found["target"] != self._header["target"]:
+            raise DataError(f"{self.path} is of an upload to {found['target']}, not to {self._header['target']}.")
+        if found["content"] != self._header["content"]:
             raise DataError(
                 f"{self.path} is of an upload of other content: the dashboards or the labels have changed since. The "
                 "site replaces nothing that it has; send these under another set name, or restore what was there."
@@ -131,7 +137,8 @@ def only_upload(path: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process is at it, or its folder cannot be written.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout as e:
@@ -141,4 +148,6 @@ def only_upload(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            file.unlink()
         lock.release()

@@ -11,13 +11,14 @@ github.com/hijohnnylin/neuronpedia at ebb8426f. The size of a request is Vercel'
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from sae_lens_gemma4.errors import DataError
-from sae_lens_gemma4.interp.pieces import safe_piece, safe_text
+from sae_lens_gemma4.interp.pieces import safe_piece
 from sae_lens_gemma4.neuronpedia.folder import Feature
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ LABEL, DESCRIPTION, MODEL_NAME = 512, 128, 64
 LABELS = 2048
 """Of a batch: the site has them all embedded by one call, which takes no more texts."""
 LAYERS = 127
+_CHARACTERS = r"(?:[\w.~!$&'()*+,;=:@/?-]|%[0-9a-fA-F]{2})*"
+URL = re.compile(
+    rf"https?://(?:[\w~-]+\.)+[^\W\d_](?:[\w-]*[^\W\d_])?(?::\d+)?(?:[/?]{_CHARACTERS})?(?:#{_CHARACTERS})?"
+)
+"""What passes for a page's address. All of these pass the site's own check too, which is yup's `url`."""
 METHODS = (
     "eleuther_acts_top20",
     "np_acts-logits-general",
@@ -56,6 +62,7 @@ class Changes:
         cut_examples: longer than 1,024 tokens; what is left holds the largest value.
         dropped_bounds: of quantiles, outside of what is taken; the example is sent without.
         dropped_logits: beyond the twenty.
+        dropped_sources: labels that state a model or notes, for which an upload has no place; the text is sent without.
         dropped_methods: kinds of explanation that the site does not have; the text is sent without.
     """
 
@@ -64,6 +71,7 @@ class Changes:
     cut_examples: int = 0
     dropped_bounds: int = 0
     dropped_logits: int = 0
+    dropped_sources: int = 0
     dropped_methods: set[str] = field(default_factory=set)
 
 
@@ -92,7 +100,7 @@ def fit(feature: Feature, labels: Sequence[Explanation], changes: Changes) -> Ro
             "index": index,
             "density": density,
             "activations": [_example(example, changes) for example in feature["activations"]],
-            "explanations": [row for label in labels if (row := _label(label, changes))],
+            "explanations": [_label(label, changes) for label in labels],
             "topLogits": _logits(feature["pos_str"], feature["pos_values"], changes),
             "bottomLogits": _logits(feature["neg_str"], feature["neg_values"], changes),
         }
@@ -128,18 +136,16 @@ def _example(example: dict[str, Any], changes: Changes) -> Row:
     return {
         "tokens": tokens,
         "values": [value or 0 for value in values],  # 0 is a third of 0.0
-        "quantileMax": _bound(example.get("bin_max"), -QUANTILE, QUANTILE, changes),
-        "quantileMin": _bound(example.get("bin_min"), -QUANTILE, QUANTILE, changes),
-        "quantileFraction": None if fraction == -1 else _bound(fraction, 0, 1, changes),
+        "quantileMax": _bound(example.get("bin_max"), QUANTILE, changes),
+        "quantileMin": _bound(example.get("bin_min"), QUANTILE, changes),
+        "quantileFraction": None if fraction == -1 else _bound(fraction, 1, changes, least=0),
     }
 
 
-def _label(label: Explanation, changes: Changes) -> Row | None:
-    text = safe_text(label.text).strip()
-    if not text:
-        return None
-    short = cut(text, LABEL)
-    changes.cut_labels += short != text
+def _label(label: Explanation, changes: Changes) -> Row:
+    short = cut(label.text, LABEL)
+    changes.cut_labels += short != label.text
+    changes.dropped_sources += label.model_name is not None or label.notes is not None
     method = label.type_name.lower() if label.type_name else None
     if method is not None and method not in METHODS:
         changes.dropped_methods.add(method)
@@ -168,10 +174,10 @@ def _tokens(tokens: list[str], changes: Changes) -> list[str]:
     return replaced
 
 
-def _bound(value: Any, low: float, high: float, changes: Changes) -> float | None:
+def _bound(value: Any, most: float, changes: Changes, least: float = -inf) -> float | None:
     if value is None:
         return None
-    if low <= (number := _number(value, "a quantile of it")) <= high:
+    if least <= (number := _number(value, "a quantile of it")) <= most:
         return number
     changes.dropped_bounds += 1
     return None

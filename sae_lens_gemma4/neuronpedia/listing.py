@@ -19,45 +19,12 @@ from sae_lens_gemma4.catalogue.registry import Release, SAEEntry, releases
 from sae_lens_gemma4.catalogue.table import upstream_yaml
 from sae_lens_gemma4.errors import ConfigError, check_name, nearest
 from sae_lens_gemma4.models.hook_names import canonical_name, layer_of
+from sae_lens_gemma4.neuronpedia.arguments import ASKED, check_arguments
+from sae_lens_gemma4.neuronpedia.defaults import by_rule, of_catalogue
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
-from sae_lens_gemma4.neuronpedia.names import SourceName, catalogue_name, model_id_of, site_of_hook, slug
+from sae_lens_gemma4.neuronpedia.names import SourceName, catalogue_name, model_id_of
 
-CREATOR_ID = "clkht01d40000jv08hvalcvly"
-"""The account that Neuronpedia's own imports belong to (apps/webapp/prisma/seed.ts)."""
 VISIBILITIES = ("PUBLIC", "UNLISTED", "PRIVATE")
-ASKED = {
-    "model_name": "the model as the hub calls it, such as google/gemma-4-E4B",
-    "n_layers": "how many layers the model has",
-    "d_model": "the width of its residual stream",
-    "d_mlp": "neurons of an MLP",
-    "owner": "who made the model",
-    "hook_name": "where the SAE reads, such as blocks.21.hook_resid_post",
-    "sae_config": "the SAE's config, what its cfg.json holds",
-    "release": "the release of sae_lens that the SAE is or will be in",
-    "sae_id": "its id in that release",
-    "hf_repo_id": "the repository of the hub that holds its weights, such as user/name",
-    "hf_folder_id": "the folder of that repository",
-    "set_name": "its set, such as atawfeek-matryoshka-res-65k: whose, which kind, where, how wide",
-    "release_title": "what people call the release",
-    "creator_name": "who made the SAE",
-    "description": "what its set is, such as Residual Stream - 65k",
-}
-"""What a listing cannot do without, as an argument of `export_neuronpedia`."""
-_OWNERS = {"google": "Google"}
-_PLACES = {
-    "res": "Residual Stream",
-    "res-pre": "Residual Stream Before the Layer",
-    "res-mid": "Residual Stream Between Attention and MLP",
-    "res-prescale": "Residual Stream Before Its Scale",
-    "att": "Attention Output",
-    "mlp": "MLP Output",
-    "mlp-neurons": "MLP Neurons",
-    "ple": "Per-Layer Embedding Output",
-    "moe-dense": "Dense MLP Output Beside Experts",
-    "moe-experts": "Experts' Output",
-    "final": "After the Final Norm",
-}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +69,8 @@ class Listing:
             return None
         known = _in_catalogue(self.release, self.sae_id)
         release, entry = known if known is not None else (_saved_by_sae_lens(self), SAEEntry(self.sae_id, ""))
-        entry = replace(entry, path=self.hf_folder_id, search=None, neuronpedia=str(self.name))
+        root = "." if release.form == "sae_lens" else ""  # sae_lens puts a slash behind it
+        entry = replace(entry, path=self.hf_folder_id or root, search=None, neuronpedia=str(self.name))
         kind = "model" if release.repo_type == "package" else release.repo_type
         return upstream_yaml(
             replace(release, model=self.model_name, repo_id=self.hf_repo_id, repo_type=kind, saes=(entry,))
@@ -117,12 +85,14 @@ def listing_of(source: Dashboards | Mapping[str, Any], given: Mapping[str, Any])
         given: arguments of `export_neuronpedia`; None is what the caller does not state.
 
     Raises:
-        ConfigError: something that nobody states, naming all that is missing; or a name that Neuronpedia refuses.
+        ConfigError: an argument of another kind; something that nobody states, naming all that is missing; or a name
+            that Neuronpedia refuses.
         UnknownNameError: a release that is nearly one of the catalogue's, and no repository; or no SAE of the release.
     """
+    check_arguments(given)
     given = {key: value for key, value in given.items() if value is not None}
     if isinstance(source, Dashboards) and not source.ours:
-        header, facts = {}, {**_of_sae_dashboard(source), **given}
+        header, facts = _header(source), {**_of_sae_dashboard(source), **given}
     else:
         header = source.settings if isinstance(source, Dashboards) else dict(source)
         facts = {**_of_settings(header), **given}
@@ -133,13 +103,19 @@ def listing_of(source: Dashboards | Mapping[str, Any], given: Mapping[str, Any])
     if known is not None:
         if "release" in given or "sae_id" in given:
             _check_same(*known, facts)
-        facts = {**_of_catalogue(*known), **facts}
+        facts = {**of_catalogue(*known), **facts}
+    facts["hf_folder_id"] = _hub_folder(facts)
     facts.setdefault("d_sae", (facts.get("sae_config") or {}).get("d_sae"))
     facts["hook_name"] = canonical_name(facts["hook_name"]) if facts.get("hook_name") else None
-    for key, value in _by_rule(facts).items():
+    for key, value in by_rule(facts).items():
         if facts.get(key) is None:
             facts[key] = value
     facts |= _name_parts(header, given, facts, known)
+    if "layer" not in given and facts["hook_name"] and layer_of(facts["hook_name"]) not in (None, facts["layer"]):
+        raise ConfigError(
+            f"hook_name is {facts['hook_name']}, and these dashboards are of layer {facts['layer']}; state layer if "
+            "both are right."
+        )
     _require(facts, off_hub=known is not None and known[0].repo_type == "package")
     _check(facts)
     facts["name"] = SourceName(facts["model_id"], facts["layer"], facts["set_name"], facts["suffix"])
@@ -147,6 +123,43 @@ def listing_of(source: Dashboards | Mapping[str, Any], given: Mapping[str, Any])
     facts["urls"] = tuple(facts["urls"])
     stated: dict[str, Any] = {f.name: facts.get(f.name) for f in fields(Listing)}
     return Listing(**stated)
+
+
+def place_of(dashboards: Dashboards, given: Mapping[str, Any]) -> SourceName:
+    """What a folder of dashboards is called on Neuronpedia.
+
+    Args:
+        given: `model_id`, `layer`, `set_name` and `suffix` as the caller states them, which counts first; None is not
+            stated, and "" no suffix.
+
+    Raises:
+        ConfigError: a part that neither the caller nor the folder states, or that Neuronpedia refuses.
+    """
+    check_arguments(given)
+    parts = _stated_parts(_header(dashboards), given)
+    if missing := [key for key in ("model_id", "layer", "set_name") if parts[key] is None]:
+        raise ConfigError(f"{dashboards.path} does not say {' and '.join(missing)}; state it.")
+    return SourceName(**parts)
+
+
+def _header(dashboards: Dashboards) -> dict[str, Any]:
+    """The parts of its name that a folder states. In sae-dashboard's the set of the header may be a mere release."""
+    header, settings = dict(dashboards.header), dashboards.settings
+    if not dashboards.ours:
+        if isinstance(header["sae_set"], str) and header["sae_set"] in releases():
+            header["sae_set"] = None
+        header["sae_set"] = settings.get("np_set_name") or header["sae_set"]
+        header["sae_id_suffix"] = settings.get("np_sae_id_suffix") or header["sae_id_suffix"]
+        if isinstance(header["layer"], str) and header["layer"].isdecimal():  # as its list of dead latents has it
+            header["layer"] = int(header["layer"])
+    return header
+
+
+def _stated_parts(header: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a `SourceName` as the caller states them, else as the dashboards do, else None."""
+    keys = {"model_id": "model_id", "layer": "layer", "set_name": "sae_set", "suffix": "sae_id_suffix"}
+    parts = {part: header.get(key) if given.get(part) is None else given[part] for part, key in keys.items()}
+    return {part: None if value == "" else value for part, value in parts.items()}
 
 
 def _of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,8 +182,6 @@ def _of_sae_dashboard(dashboards: Dashboards) -> dict[str, Any]:
     """What sae-dashboard's say: little, and nothing of the SAE or the model that could be relied on."""
     settings, first = dashboards.settings, next(dashboards.features(), {})
     found = {
-        "set_name": settings.get("np_set_name"),
-        "suffix": settings.get("np_sae_id_suffix") or dashboards.header["sae_id_suffix"],
         "dataset": settings.get("huggingface_dataset_path") or first.get("dataset"),
         "n_prompts": settings.get("n_prompts_total") or first.get("n_prompts_total"),
         "n_tokens_in_prompt": settings.get("n_tokens_in_prompt") or first.get("n_tokens_in_prompt"),
@@ -187,71 +198,24 @@ def _origin(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _of_catalogue(release: Release, entry: SAEEntry) -> dict[str, Any]:
-    packaged = release.repo_type == "package"
-    author = "sae-lens-gemma4" if packaged else release.repo_id.partition("/")[0]
-    kind = release.architecture[:1].upper() + release.architecture[1:]
-    found = {
-        "model_name": release.model,
-        "hook_name": entry.hook,
-        "d_sae": entry.d_sae,
-        "hf_repo_id": None if packaged else release.repo_id,
-        "hf_folder_id": None if packaged else entry.path,
-        "owner": author if packaged else None,
-        "release_name": release.name,
-        "release_title": f"{kind} SAEs on {release.model.rpartition('/')[2]}",
-        "creator_name": author,
-        "urls": () if release.url is None else (release.url,),
-    }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _by_rule(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What follows from other facts, where nobody states it."""
-    model, hook, d_sae = facts.get("model_name"), facts.get("hook_name"), facts.get("d_sae")
-    owner = model.partition("/")[0] if model and _HUB_NAME.fullmatch(model) else None
-    repository = facts.get("hf_repo_id")
-    found = {
-        "owner": _OWNERS.get(owner, owner) if owner else None,
-        "website": f"https://huggingface.co/{model}" if owner else None,
-        "release_name": facts.get("release"),
-        "urls": (f"https://huggingface.co/{repository}",) if repository else (),
-        "visibility": "PUBLIC",
-        "creator_id": CREATOR_ID,
-    }
-    if hook and d_sae and (place := _place(hook)):
-        found["description"] = f"{place} - {f'{d_sae // 1000}k' if d_sae >= 1000 else d_sae}"
-    return found
-
-
-def _place(hook: str) -> str | None:
-    try:
-        return _PLACES.get(site_of_hook(hook))
-    except ConfigError:
-        return None
-
-
 def _name_parts(
     header: Mapping[str, Any],
     given: Mapping[str, Any],
     facts: Mapping[str, Any],
     known: tuple[Release, SAEEntry] | None,
 ) -> dict[str, Any]:
-    """The parts of a `SourceName`: as stated, as our dashboards' header has them, or as the catalogue has."""
+    """As `place_of`, and what is stated nowhere by model, hook and catalogue."""
+    parts = _stated_parts(header, given)
     hook, n_layers, model = facts["hook_name"], facts.get("n_layers"), facts.get("model_name")
-    layer = layer_of(hook) if hook else None
-    parts = {
-        "model_id": header.get("model_id") or (model_id_of(model) if model else None),
-        "layer": n_layers - 1 if hook and n_layers and layer is None else layer,
-        "set_name": header.get("sae_set") or facts.get("set_name"),
-        "suffix": header.get("sae_id_suffix") or facts.get("suffix"),
-    }
-    wanted = "set_name" not in given and ("release" in given or not parts["set_name"])
-    if wanted and n_layers and known is not None and (facts["d_sae"] or known[1].neuronpedia):
+    if parts["model_id"] is None and model:
+        parts["model_id"] = model_id_of(model)
+    if parts["layer"] is None and hook:
+        layer = layer_of(hook)
+        parts["layer"] = n_layers - 1 if n_layers and layer is None else layer
+    if parts["set_name"] is None and n_layers and known is not None and (facts["d_sae"] or known[1].neuronpedia):
         name = catalogue_name(*known, facts["d_sae"] or 0, n_layers)
-        parts |= {"set_name": name.set_name, "suffix": name.suffix}
-    parts |= {key: given[key] for key in parts if key in given}
-    return parts | {"suffix": parts["suffix"] or None}
+        parts |= {"set_name": name.set_name} | ({"suffix": name.suffix} if "suffix" not in given else {})
+    return parts
 
 
 def _check_same(release: Release, entry: SAEEntry, facts: Mapping[str, Any]) -> None:
@@ -274,11 +238,13 @@ def _check(facts: Mapping[str, Any]) -> None:
     check_name("visibility", facts["visibility"], VISIBILITIES)
     name = facts["release_name"]
     if not re.fullmatch("[A-Za-z0-9-]+", name):
-        raise ConfigError(f"The release's name is a part of an address: letters, digits and '-', as {slug(name)!r}.")
-    if isinstance(facts["urls"], str) or not all(isinstance(url, str) for url in facts["urls"]):
-        raise ConfigError(f"urls must be a list of addresses, not {facts['urls']!r}.")
+        near = re.sub("[^A-Za-z0-9]+", "-", name).strip("-")
+        raise ConfigError(
+            f"release_name {name!r} is a part of an address, which has letters, digits and '-'"
+            + (f"; {near!r} would do." if near else ".")
+        )
     for key, least in (("n_layers", 1), ("d_model", 1), ("d_mlp", 1), ("layer", 0)):
-        if not isinstance(facts[key], int) or facts[key] < least:
+        if type(facts[key]) is not int or facts[key] < least:
             raise ConfigError(f"{key} must be an integer of at least {least}, not {facts[key]!r}.")
     if facts["layer"] >= facts["n_layers"]:
         raise ConfigError(
@@ -288,11 +254,27 @@ def _check(facts: Mapping[str, Any]) -> None:
 
 def _require(facts: Mapping[str, Any], *, off_hub: bool) -> None:
     missing = [key for key in ASKED if facts.get(key) in (None, "", {})]
+    if facts.get("hf_folder_id") == "":  # the root
+        missing.remove("hf_folder_id")
     if off_hub and facts.get("hf_repo_id") is None:
         missing = [key for key in missing if not key.startswith("hf_")]
     if missing:
         listed = "; ".join(f"{key} ({ASKED[key]})" for key in missing)
-        raise ConfigError(f"Neither the dashboards nor the catalogue say all that Neuronpedia lists. State {listed}.")
+        raise ConfigError(
+            f"Neither the dashboards nor the catalogue say all that Neuronpedia lists. State {listed}. "
+            "From the command line: --set listing.NAME=…"
+        )
+
+
+def _hub_folder(facts: Mapping[str, Any]) -> str | None:
+    """Where the weights lie in the repository, "" at its root: as stated, else where they were found in it."""
+    found = facts.get("hf_folder_id")
+    metadata = (facts.get("sae_config") or {}).get("metadata") or {}
+    if found is None and metadata.get("repo_id") == facts.get("hf_repo_id"):
+        found = metadata.get("hf_path")
+    if not isinstance(found, str):
+        return None
+    return "/".join(part for part in found.split("/") if part not in ("", "."))
 
 
 def _timestamp(moment: datetime | None) -> str:

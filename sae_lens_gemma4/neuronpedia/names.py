@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sae_lens_gemma4.catalogue.registry import Release, SAEEntry
 from sae_lens_gemma4.errors import CatalogueWarning, ConfigError, warn_caller
@@ -71,10 +72,10 @@ class SourceName:
         _check("set name", self.set_name, _SET, "a–z, 0–9 and single '-', from a letter on", 1, 128)
         if self.set_name == "neurons":
             raise ConfigError("A set cannot be called 'neurons': Neuronpedia keeps that name. Say whose it is.")
-        if self.layer < 0:
-            raise ConfigError(f"Layers are counted from 0, so {self.layer} is none.")
+        if type(self.layer) is not int or self.layer < 0:
+            raise ConfigError(f"Layers are integers, counted from 0, so {self.layer!r} is none.")
         if self.suffix is not None:
-            _check("suffix", self.suffix, _SUFFIX, "a–z, 0–9, '-' and '_'", 1, 64)
+            _check("suffix", self.suffix, _SUFFIX, "a–z, 0–9, single '-' and single '_'", 1, 64)
 
     @property
     def source_id(self) -> str:
@@ -167,8 +168,10 @@ def _shared_words(ids: list[str]) -> int:
     return n - (n > 0 and words[0][n - 1] == "l0")
 
 
-def _check(kind: str, name: str, rule: re.Pattern[str], in_words: str, shortest: int, longest: int) -> None:
-    doubled = [pair for pair in ("--", "..") if pair in name]
+def _check(kind: str, name: Any, rule: re.Pattern[str], in_words: str, shortest: int, longest: int) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(f"A {kind} is a text, and {name!r} is none.")
+    doubled = [pair for pair in ("--", "..", "__") if pair in name]
     if rule.fullmatch(name) and not doubled and shortest <= len(name) <= longest:
         return
     near = slug(name)[:longest].rstrip("-")

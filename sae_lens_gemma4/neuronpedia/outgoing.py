@@ -10,18 +10,17 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sae_lens_gemma4.errors import ConfigError, DataError
+from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, warn_caller
 from sae_lens_gemma4.neuronpedia import limits
+from sae_lens_gemma4.neuronpedia.explanations import Explanation, Explanations, ExplanationSource, labels_of
 from sae_lens_gemma4.neuronpedia.folder import Dashboards, Feature
 from sae_lens_gemma4.neuronpedia.limits import Changes, Row, encoded, fit
+from sae_lens_gemma4.neuronpedia.listing import place_of
 from sae_lens_gemma4.neuronpedia.names import SourceName
-
-if TYPE_CHECKING:
-    from sae_lens_gemma4.neuronpedia.explanations import Explanation, Explanations, ExplanationSource
+from sae_lens_gemma4.neuronpedia.package import sources_in
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,14 @@ class Outgoing:
     """A folder of dashboards as batches for the API.
 
     Args:
-        dashboards_dir: a finished folder of dashboards.
+        dashboards_dir: a finished folder of dashboards, or one that has it as its subfolder `dashboards`.
         model_id, layer, set_name, suffix: where it goes; what is not given, the folder says. "" is no suffix.
         explanations: labels, as `read_explanations` takes them; `catalogue` is those of the folder's release.
         batch_size: most latents of a request.
         max_bytes: most bytes of a request.
 
     Raises:
-        ConfigError: part of the name is said nowhere, or refused by Neuronpedia; a batch size that it does not take.
+        ConfigError: part of the name is said nowhere, or refused by Neuronpedia; a size that it does not take.
         DataError: no folder of dashboards, or one that is not finished; labels that cannot be read.
     """
 
@@ -82,13 +81,19 @@ class Outgoing:
         batch_size: int = limits.FEATURES,
         max_bytes: int = limits.BODY_BYTES,
     ) -> None:
-        if not 1 <= batch_size <= limits.FEATURES:
-            raise ConfigError(f"Neuronpedia takes batches of 1 to {limits.FEATURES} latents, not {batch_size}.")
-        self.dashboards = Dashboards(dashboards_dir)
-        given = {"model_id": model_id, "layer": layer, "sae_set": set_name, "sae_id_suffix": suffix}
-        self.name = _name({k: self.dashboards.header[k] if v is None else v for k, v in given.items()}, self.dashboards)
-        self._labels = {} if explanations is None else self._read(explanations)
+        if type(batch_size) is not int or not 1 <= batch_size <= limits.FEATURES:
+            raise ConfigError(
+                f"Neuronpedia takes batches of 1 to {limits.FEATURES} latents, not {batch_size!r} (batch_size)."
+            )
+        if type(max_bytes) is not int or max_bytes < 1:
+            raise ConfigError(f"max_bytes must be a whole number above 0, not {max_bytes!r}.")
+        self.dashboards = _found(Path(dashboards_dir))
+        given = {"model_id": model_id, "layer": layer, "set_name": set_name, "suffix": suffix}
+        self.name = place_of(self.dashboards, given)
+        self._labels = _labels(self.dashboards, explanations)
         self._batch_size, self._max_bytes = batch_size, max_bytes
+        around = {"modelId": self.name.model_id, "source": self.name.source_id, "features": []}
+        self._frame = len(encoded(around))
 
     def batches(self, without: Collection[int] = ()) -> Iterator[list[Row]]:
         """Rows for one request after another, in the order of the files.
@@ -96,7 +101,7 @@ class Outgoing:
         Args:
             without: latents that are not sent.
         """
-        for batch in self._batches(row for row in self._rows(Changes()) if row["index"] not in without):
+        for batch in self._batches(row for row in self._rows(Changes(), set()) if row["index"] not in without):
             yield [row for row, _ in batch]
 
     def plan(self, progress: bool = True) -> Plan:
@@ -105,11 +110,12 @@ class Outgoing:
         Raises:
             DataError: a row that cannot be sent, a latent with two dashboards, or nothing to send.
         """
-        changes, seen, digest = Changes(), set[int](), hashlib.sha256(str(self.name).encode())
+        changes, digest = Changes(), hashlib.sha256(str(self.name).encode())
+        seen, without_examples = set[int](), set[int]()
         n_batches = n_bytes = n_labels = longest = 0
-        for batch in self._batches(self._rows(changes, "checking" if progress else None)):
+        for batch in self._batches(self._rows(changes, without_examples, "checking" if progress else None)):
             n_batches += 1
-            n_bytes += self._frame() + sum(len(text) + 1 for _, text in batch) - 1
+            n_bytes += self._frame + sum(len(text) + 1 for _, text in batch) - 1
             for row, text in batch:
                 if row["index"] in seen:
                     raise DataError(f"{self.dashboards.path} has two dashboards of latent {row['index']}.")
@@ -124,7 +130,7 @@ class Outgoing:
             latents=len(seen),
             first=min(seen),
             last=max(seen),
-            dead=len((set(self.dashboards.dead) | self._without_examples) - seen),
+            dead=len(without_examples.union(self.dashboards.dead) - seen),
             batches=n_batches,
             bytes=n_bytes,
             labels=n_labels,
@@ -134,22 +140,13 @@ class Outgoing:
             content=digest.hexdigest(),
         )
 
-    def _read(self, explanations: ExplanationSource) -> Explanations:
-        from sae_lens_gemma4.neuronpedia.explanations import read_explanations  # with the catalogue
-
-        sae = self.dashboards.settings.get("sae")
-        known = sae if isinstance(sae, dict) else {}
-        facts = {fact: known.get(fact) for fact in ("d_sae", "release", "sae_id")}
-        return read_explanations(explanations, **facts)
-
-    def _rows(self, changes: Changes, shown: str | None = None) -> Iterator[Row]:
-        self._without_examples: set[int] = set()
+    def _rows(self, changes: Changes, without_examples: set[int], shown: str | None = None) -> Iterator[Row]:
         files = self.dashboards.batches()
         for file in tqdm(files, shown, len(self.dashboards.files), disable=shown is None, unit="file"):
             for feature in file:
                 row = fit(feature, self._labels_of(feature), changes)
                 if row is None:
-                    self._without_examples.add(feature["feature_index"])
+                    without_examples.add(feature["feature_index"])
                 else:
                     yield row
 
@@ -162,13 +159,13 @@ class Outgoing:
         size = labels = 0
         for row in rows:
             text = encoded(row)
-            if self._frame() + len(text) > self._max_bytes:
+            if self._frame + len(text) > self._max_bytes:
                 raise DataError(
                     f"The dashboard of latent {row['index']} takes {len(text):,} bytes, and Neuronpedia takes "
                     f"{self._max_bytes:,} in one request. Make dashboards with fewer or shorter examples."
                 )
             size, labels = size + len(text) + 1, labels + len(row["explanations"])
-            full = len(batch) == self._batch_size or self._frame() + size > self._max_bytes or labels > limits.LABELS
+            full = len(batch) == self._batch_size or self._frame + size > self._max_bytes or labels > limits.LABELS
             if batch and full:
                 yield batch
                 batch, size, labels = [], len(text) + 1, len(row["explanations"])
@@ -176,18 +173,22 @@ class Outgoing:
         if batch:
             yield batch
 
-    def _frame(self) -> int:
-        """Bytes of a request without its rows."""
-        return len(encoded({"modelId": self.name.model_id, "source": self.name.source_id, "features": []}))
+
+def _labels(dashboards: Dashboards, source: ExplanationSource | None) -> Explanations:
+    labels = {} if source is None else labels_of(dashboards, source)
+    if not labels and isinstance(source, str | Path):
+        warn_caller(f"There is no label in {source}.", MismatchWarning)
+    return labels
 
 
-_SAID_BY = {"model_id": "model_id", "layer": "layer", "sae_set": "set_name"}
-
-
-def _name(parts: dict[str, Any], dashboards: Dashboards) -> SourceName:
-    if missing := [argument for part, argument in _SAID_BY.items() if parts[part] is None]:
-        raise ConfigError(f"{dashboards.path} does not say {' and '.join(missing)}; state it.")
-    texts = parts["model_id"], parts["sae_set"], parts["sae_id_suffix"] or ""
-    if type(parts["layer"]) is not int or not all(isinstance(text, str) for text in texts):
-        raise ConfigError(f"{dashboards.path} says where it belongs in a form that is not understood; state it.")
-    return SourceName(parts["model_id"], parts["layer"], parts["sae_set"], parts["sae_id_suffix"] or None)
+def _found(path: Path) -> Dashboards:
+    try:
+        return Dashboards.find(path)
+    except DataError:
+        if not (path / "dashboards").exists() and any(
+            (source / "source.jsonl").is_file() for source in sources_in(path)
+        ):
+            raise DataError(
+                f"{path} is an export, and an upload is of dashboards. upload-neuronpedia --offline packs it."
+            ) from None
+        raise

@@ -24,15 +24,10 @@ from tqdm import tqdm
 
 from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.neuronpedia.names import SourceName
+from sae_lens_gemma4.neuronpedia.row_files import BATCH_NAME, BATCHES, MAX_FILES, SINGLE, UPSTREAM
 
-SINGLE = {"release.jsonl": "name", "model.jsonl": "id", "sourceset.jsonl": "name", "source.jsonl": "id"}
-"""The files of one row, and what names the row."""
-BATCHES = ("features", "activations", "explanations")
-FOR_INFERENCE = "pretrained_saes.yaml"
-"""Not read by the import; what the site's inference server needs. Packed where it is."""
-MOST_FILES = 1000
-"""Of a folder: the import lists each once, and its bucket lists no more at a time."""
-_BATCH = re.compile(r"batch-(0|[1-9]\d*)\.jsonl\.gz")
+_PLACES = ("", "[!.]*/", "[!.]*/[!.]*/", "exports/[!.]*/[!.]*/")
+"""Where a source lies in a folder that is named as an export."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,8 @@ def pack_for_import(export_dir: str | Path, out: str | Path | None = None, *, pr
     `exports/{modelId}/{sourceId}/…`, without files that are no part of one.
 
     Args:
-        export_dir: one or more `{modelId}/{sourceId}/` lie in it, or it is one.
+        export_dir: one or more `{modelId}/{sourceId}/` lie in it, or in its subfolder `exports`; or it is such a
+            `{modelId}` or `{sourceId}`.
         out: the file, replaced if it is there; the export's name with `.tar` if None.
 
     Returns:
@@ -63,10 +59,16 @@ def pack_for_import(export_dir: str | Path, out: str | Path | None = None, *, pr
         ConfigError: the file cannot be written.
     """
     export_dir = Path(export_dir)
+    if not export_dir.is_dir():
+        raise DataError(f"{export_dir} is no folder.")
     out = export_dir.resolve().with_name(f"{export_dir.resolve().name}.tar") if out is None else Path(out)
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name the file to write.")
-    sources = _sources(export_dir)
+    if not (sources := sources_in(export_dir)):
+        raise DataError(
+            f"{export_dir} is no export: it has no folder {{modelId}}/{{sourceId}} with {', '.join(SINGLE)}. "
+            "sae-lens-gemma4 export-neuronpedia makes one."
+        )
     root = sources[0].parent.parent
     packed: dict[str, list[Packed]] = {}
     for folder in sources:
@@ -97,19 +99,13 @@ def pack_for_import(export_dir: str | Path, out: str | Path | None = None, *, pr
     return out
 
 
-def _sources(export_dir: Path) -> list[Path]:
-    """The folders `{modelId}/{sourceId}` of an export."""
-    if not export_dir.is_dir():
-        raise DataError(f"{export_dir} is no folder.")
-    if any((export_dir / name).exists() for name in (*SINGLE, *BATCHES)):
-        return [export_dir.resolve()]
-    found = {path.parent for name in (*SINGLE, *BATCHES) for path in export_dir.glob(f"[!.]*/[!.]*/{name}")}
-    if not found:
-        raise DataError(
-            f"{export_dir} is no export: it has no folder {{modelId}}/{{sourceId}} with {', '.join(SINGLE)}. "
-            "sae-lens-gemma4 export-neuronpedia makes one."
-        )
-    return sorted(found)
+def sources_in(folder: Path) -> list[Path]:
+    """The folders `{modelId}/{sourceId}` of exports in a folder, whole or not; none if it has none."""
+    for place in _PLACES:
+        found = {path.parent for name in (*SINGLE, *BATCHES) for path in folder.resolve().glob(place + name)}
+        if found:
+            return sorted(found)
+    return []
 
 
 def _checked(folder: Path, progress: bool) -> Iterator[Packed]:
@@ -125,8 +121,8 @@ def _checked(folder: Path, progress: bool) -> Iterator[Packed]:
         if len(rows) != 1 or not named[0] or named[0] != (whose[file] or named[0]):
             raise DataError(f"{folder / file} should have one row, of {whose[file] or 'a release'}; it has {named}.")
         yield packed
-    if (folder / FOR_INFERENCE).is_file():
-        yield _packed(folder / FOR_INFERENCE, _bytes(folder / FOR_INFERENCE), name, None)
+    if (folder / UPSTREAM).is_file():
+        yield _packed(folder / UPSTREAM, _bytes(folder / UPSTREAM), name, None)
     latents, firing, shown = set[str](), set[str](), set[str]()
     for kind in BATCHES:
         files = _batches(folder / kind, needed=kind != "explanations")
@@ -164,11 +160,11 @@ def _check_rows(rows: list[dict[str, Any]], path: Path, name: SourceName) -> Non
 
 def _batches(folder: Path, needed: bool) -> list[Path]:
     """The batches of a folder in their order."""
-    numbers = {int(match[1]): path for path in folder.glob("*") if (match := _BATCH.fullmatch(path.name))}
+    numbers = {int(match[1]): path for path in folder.glob("*") if (match := BATCH_NAME.fullmatch(path.name))}
     if needed and not numbers:
         raise DataError(f"The export is not whole: {folder} has no batch-N.jsonl.gz.")
-    if len(numbers) > MOST_FILES:
-        raise DataError(f"{folder} has {len(numbers):,} files, and Neuronpedia's import sees {MOST_FILES:,} of them.")
+    if len(numbers) > MAX_FILES:
+        raise DataError(f"{folder} has {len(numbers):,} files, and Neuronpedia's import sees {MAX_FILES:,} of them.")
     last = max(numbers, default=-1)
     if gaps := sorted(set(range(last)) - set(numbers)):
         raise DataError(f"The export is not whole: {folder} has no batch-{gaps[0]}.jsonl.gz, and has batch-{last}.")
@@ -238,7 +234,7 @@ def _readme(packed: dict[str, list[Packed]]) -> str:
         "The import leaves rows that are there already as they are, so that it can be run again. Explanations have no",
         "embeddings.",
         "",
-        f"{FOR_INFERENCE} is no part of the import: it is the row that an inference server needs in sae_lens.",
+        f"{UPSTREAM} is no part of the import: it is the row that an inference server needs in sae_lens.",
         "MANIFEST.json has the size, SHA-256 and number of rows of each file.",
         "Made by sae-lens-gemma4 from dashboards in sae-dashboard's form.",
         "",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
@@ -19,7 +20,9 @@ from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import CatalogueWarning, ConfigError, MismatchWarning, SAEError, warn_caller
 from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
 from sae_lens_gemma4.evaluation.measuring import check_sae
-from sae_lens_gemma4.interp.gathering import Needs, needs
+from sae_lens_gemma4.interp.firings import blocks_done
+from sae_lens_gemma4.interp.gathering import needs
+from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.models.hook_names import canonical_name, hf_name, layer_of
 from sae_lens_gemma4.models.interface import HookedModel, model_name, require_hook, vocab_size
 from sae_lens_gemma4.neuronpedia.folder import HEADER, SCHEMA
@@ -30,6 +33,9 @@ N_PROMPTS, CONTEXT_SIZE = 24_576, 128
 """What Neuronpedia's own dashboards are made from."""
 
 
+FIRINGS = "firings"
+_SAMPLED, _WRITTEN = 64, 9
+"""Bytes of a sampled activation in memory, and of a token of an example in a file, roughly."""
 _UNIT = 0.01
 """How far from 1 a decoder row's length may be: bfloat16 is off by .004."""
 
@@ -38,8 +44,28 @@ class DecoderNormWarning(CatalogueWarning):
     """Activations that Neuronpedia's server will scale otherwise."""
 
 
+class NoLogitsWarning(CatalogueWarning):
+    """Dashboards without the tokens that latents promote."""
+
+
 class ShortCorpusWarning(CatalogueWarning):
     """A text with fewer prompts than were asked for."""
+
+
+class Cost(NamedTuple):
+    """What dashboards take besides model, SAE and text, in bytes.
+
+    Attributes:
+        memory: at the peak.
+        firings: on disk, until the dashboards are made.
+        dashboards: on disk, at most.
+        l0: active latents a token, as estimated.
+    """
+
+    memory: int
+    firings: int
+    dashboards: int
+    l0: float
 
 
 @dataclass(frozen=True)
@@ -63,16 +89,41 @@ class Plan:
     def header(self) -> dict[str, Any]:
         return {name: self.document[name] for name in HEADER}
 
-    def needs(self, folder: str | Path) -> Needs:
-        """What the pass takes; raises `ConfigError` if the folder's disk has not so much room."""
-        return needs(self.sae, self.model, self.hook_name, self.corpus, folder, **self.reading)
+    def cost(self, folder: str | Path) -> Cost:
+        """What is still to be done takes. Reads one batch of the text.
 
-    def sentence(self, found: Needs) -> str:
+        Raises:
+            ConfigError: the folder's disk has not so much room.
+        """
+        folder, s = Path(folder), self.settings
+        done = blocks_done(folder / FIRINGS)
+        found = needs(self.sae, self.model, self.hook_name, self.corpus, done_blocks=done, **self.reading)
+        d_sae, width = self.sae.W_dec.shape
+        sample = int(found.l0 * min(s.cofiring_tokens, self.corpus.n_tokens)) * _SAMPLED
+        writing = sample + d_sae * width * 4 + 3 * 128 * (vocab_size(self.model) or 0) * 4
+        cost = Cost(
+            memory=max(found.memory, writing),
+            firings=found.disk,
+            dashboards=d_sae * s.most_contexts * self.corpus.context_size * _WRITTEN,
+            l0=found.l0,
+        )
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        wanted, free = cost.firings + cost.dashboards - _size(folder), shutil.disk_usage(there).free
+        if free < wanted:
+            raise ConfigError(
+                f"Up to {wanted / 1e9:.2f} GB are needed for activations and dashboards, and {free / 1e9:.2f} GB are "
+                f"free at {there}. Take another folder, fewer prompts, or fewer examples in a dashboard."
+            )
+        return cost
+
+    def sentence(self, cost: Cost) -> str:
         """What is read, and what it takes."""
         return (
-            f"{self.corpus.n_blocks:,} prompts, {self.corpus.n_tokens:,} tokens that count; L0 is about {found.l0:.1f}."
-            f" Memory, besides model and SAE: about {found.memory / 1e9:.1f} GB. Disk, until the dashboards are made: "
-            f"about {found.disk / 1e9:.1f} GB."
+            f"{self.corpus.n_blocks:,} prompts, {self.corpus.n_tokens:,} tokens that count; L0 is about {cost.l0:.1f}. "
+            f"Memory, besides model and SAE: about {cost.memory / 1e9:.2f} GB. Disk: up to {cost.dashboards / 1e9:.2f} "
+            f"GB, and {cost.firings / 1e9:.2f} GB until they are made."
         )
 
     @property
@@ -119,7 +170,14 @@ def plan_dashboards(
     """
     hook_name = check_sae(sae, hook_name)
     require_hook(model, hook_name)
+    if batch_blocks < 1:
+        raise ConfigError(f"batch_blocks must be at least 1, not {batch_blocks}.")
     _check_weights(sae)
+    if Unembedding.of(model, sae, hook_name) is None:
+        warn_caller(
+            f"Dashboards at {hook_name} will have no logits: there is no way from it to the logits that is known here.",
+            NoLogitsWarning,
+        )
     corpus = _prompts(corpus, model, n_prompts, context_size, split)
     facts = _facts(sae, model, hook_name, corpus, source, isolate_documents)
     document = {
@@ -132,6 +190,11 @@ def plan_dashboards(
         "version": __version__,
     }
     return Plan(sae, model, hook_name, corpus, settings, document, batch_blocks, isolate_documents)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of dashboards that are there."""
+    return sum(file.stat().st_size for file in folder.glob("batch-*.json"))
 
 
 def _check_weights(sae: SAE[Any]) -> None:
@@ -200,7 +263,7 @@ def _facts(
             "hf_hook_name": hf_name(hook_name),
             "trained_on": cfg.metadata.model_name,
             "hash": sae_hash(sae),
-            "config": json.loads(json.dumps(cfg.to_dict(), default=str)),
+            "config": {k: v for k, v in json.loads(json.dumps(cfg.to_dict(), default=str)).items() if k != "device"},
         },
         "model": {
             "name": name,
@@ -245,7 +308,8 @@ def _header(facts: Mapping[str, Any], model_id: str | None, set_name: str | None
             )
     if model_id is None:
         model_id = model_id_of(model["name"] or sae["trained_on"] or "")
-    layer = n_layers - 1 if layer is None else layer
+    if layer is None:
+        layer = 0 if sae["hook_name"] in ("hook_embed", "hook_ple_inputs") else n_layers - 1
     if model_id and set_name:
         SourceName(model_id, layer, set_name, suffix)
     return {"model_id": model_id, "layer": layer, "sae_set": set_name or "", "sae_id_suffix": suffix}

@@ -1,4 +1,4 @@
-"""Files that Neuronpedia's import can take.
+"""The files of an export, and how Neuronpedia's import can take them.
 
 The import lists a folder by one call that answers with 1,000 names at most (lib/utils/s3.ts): few files. It unpacks
 each in memory and sends up to 65,000 lines of it to PostgreSQL as one JSON value (lib/db/import.ts), of which that
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from typing import Any
 from sae_lens_gemma4.errors import DataError
 from sae_lens_gemma4.neuronpedia.cells import line
 
+SINGLE: dict[str, str] = {"release.jsonl": "name", "model.jsonl": "id", "sourceset.jsonl": "name", "source.jsonl": "id"}
+"""The files of one row, and the column that names the row."""
+BATCHES: tuple[str, ...] = ("features", "activations", "explanations")
+"""The folders of files of many rows."""
+BATCH_NAME = re.compile(r"batch-(0|[1-9][0-9]*)\.jsonl\.gz")
+UPSTREAM = "pretrained_saes.yaml"
+"""None of the import's files, which passes it over: the row of sae_lens's list that an inference server needs."""
 MAX_FILES, MAX_BYTES = 1000, 128 * 2**20
 """Of a folder, and of a file before it is packed."""
 _GZIP_LEVEL = 5

@@ -179,11 +179,14 @@ def feature_row(
         nearest: indices and cosines of the latents most like it.
 
     Raises:
-        DataError: names the latent and the column that cannot be written.
+        DataError: names the latent and the column that cannot be written; or it fires and has no example.
     """
     where, found = f"Latent {index}", feature or {}
     if feature is not None and feature.get("frac_nonzero") is None:
         raise DataError(f"{where}: its dashboard has no frac_nonzero, the fraction of tokens on which it fires.")
+    frac_nonzero = put(where, "frac_nonzero", number, found.get("frac_nonzero", 0))
+    if frac_nonzero and not activations:
+        raise DataError(f"{where} fires on {100 * frac_nonzero:.3g}% of tokens and has no example.")
     most = max((activation["maxValue"] for activation in activations), default=0)
     vector = put(where, "vector", floats, found.get("vector"))
     statistics = {name: put(where, name, kind, found.get(name)) for name, kind in STATISTICS.items()}
@@ -205,7 +208,7 @@ def feature_row(
         "hookName": listing.hook_name,
         "topkCosSimIndices": put(where, "nearest indices", integers, nearest[0]),
         "topkCosSimValues": put(where, "nearest cosines", floats, nearest[1]),
-        "frac_nonzero": put(where, "frac_nonzero", number, found.get("frac_nonzero", 0)),
+        "frac_nonzero": frac_nonzero,
         **statistics,
     }
 

@@ -121,6 +121,7 @@ class Site:
     """
 
     def __init__(self, api_key: str | None = None, base_url: str | None = None, timeout_s: float = 120.0) -> None:
+        check_texts(api_key=api_key, base_url=base_url)
         self.base_url = _checked_url(base_url or BASE_URL)
         key = _checked_key(api_key or os.environ.get(KEY_VARIABLE, ""))
         self._parts = {
@@ -224,6 +225,13 @@ class _Sending:
         raise _error(answer, found if isinstance(found, dict) else None)
 
 
+def check_texts(**arguments: object) -> None:
+    """Raise `ConfigError` for an argument that is neither a text nor None, without showing it."""
+    for name, value in arguments.items():
+        if not isinstance(value, str | None):
+            raise ConfigError(f"{name} must be a text, not of type {type(value).__name__}.")
+
+
 def _error(answer: requests.Response, found: dict[str, Any] | None) -> SiteError:
     status, host = answer.status_code, urlsplit(answer.url).netloc
     if 300 <= status < 400:
@@ -286,7 +294,8 @@ def _checked_key(key: str) -> str:
 def _client_module(name: str) -> Any:
     try:
         return importlib.import_module(f"neuronpedia.{name}")
-    except ImportError as e:
+    except Exception as e:  # as of a dependency that does not fit
+        broken = "" if isinstance(e, ImportError) else f" The one here fails with {type(e).__name__}: {e}."
         raise DependencyError(
-            'Uploading needs Neuronpedia\'s client: pip install "sae-lens-gemma4[neuronpedia]".'
+            f'Uploading needs Neuronpedia\'s client: pip install "sae-lens-gemma4[neuronpedia]".{broken}'
         ) from e

@@ -26,7 +26,7 @@ from sae_lens_gemma4.neuronpedia.ledger import Ledger, only_upload
 from sae_lens_gemma4.neuronpedia.limits import Changes, Row, cut
 from sae_lens_gemma4.neuronpedia.names import HOW_TO_ASK, SourceName
 from sae_lens_gemma4.neuronpedia.outgoing import Outgoing, Plan
-from sae_lens_gemma4.neuronpedia.site import Patience, Site, SiteError
+from sae_lens_gemma4.neuronpedia.site import Patience, Site, SiteError, check_texts
 from sae_lens_gemma4.report.visible import visible_name
 
 if TYPE_CHECKING:
@@ -82,8 +82,10 @@ def upload_neuronpedia(
 ) -> Uploaded:
     """Upload a folder of dashboards; called again, it goes on where it was stopped.
 
+    The files are read twice, which takes some 2.4 ms a latent each time: all is checked before anything is sent.
+
     Args:
-        dashboards_dir: a finished folder of dashboards.
+        dashboards_dir: a finished folder of dashboards, or one that has it as its subfolder `dashboards`.
         model_id, layer, set_name, suffix: where it goes; what is not given, the folder says. "" is no suffix.
         new_model: make an unlisted model if the site has none of this name.
         description, url: of a set that is made; the folder's release and nothing if None.
@@ -95,12 +97,17 @@ def upload_neuronpedia(
         patience: how long to go on where the site does not take a request.
 
     Raises:
-        ConfigError: a name, number or key that cannot be used; a model or layer that the site does not have; a set
-            that is somebody else's, or that has these latents without this ledger knowing of it.
+        ConfigError: a name, number, address or key that cannot be used; a model or layer that the site does not have;
+            a set that is somebody else's, or that has these latents without this ledger knowing of it.
         DataError: dashboards that cannot be uploaded, or a ledger of others.
-        DependencyError: Neuronpedia's client is not installed.
+        DependencyError: Neuronpedia's client is not installed, or fails.
         SiteError: the site does not take a request, or cannot be reached. What was sent is noted.
     """
+    check_texts(description=description, url=url)
+    if url and not limits.URL.fullmatch(url):
+        raise ConfigError(
+            f"{url!r} is no web address (url) that a set can have, such as https://huggingface.co/me/saes."
+        )
     patience = patience or Patience()
     outgoing = Outgoing(
         dashboards_dir,

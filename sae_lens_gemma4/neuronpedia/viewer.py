@@ -51,8 +51,7 @@ class Viewer:
     """
 
     def __init__(self, folder: str | Path, labels: Mapping[int, str] | None = None) -> None:
-        inner = Path(folder) / "dashboards"
-        self.dashboards = Dashboards(inner if _holds_dashboards(inner) and not _holds_dashboards(folder) else folder)
+        self.dashboards = Dashboards.find(folder)
         self.labels = dict(labels or {})
         self.dead = frozenset(self.dashboards.dead)
         self._reading = threading.Lock()
@@ -201,10 +200,6 @@ def dumps(value: Any) -> bytes:
     """JSON in UTF-8 that every parser takes: half a surrogate pair, which UTF-8 has not, is written as an escape."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace")
-
-
-def _holds_dashboards(folder: str | Path) -> bool:
-    return any(Path(folder).glob("batch-*.json")) or (Path(folder) / "skipped_indexes.json").is_file()
 
 
 def _facts(settings: Mapping[str, Any], ours: bool) -> Iterator[tuple[str, str]]:

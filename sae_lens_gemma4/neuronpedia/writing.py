@@ -31,6 +31,7 @@ from sae_lens_gemma4.interp.gathering import neuron_correlations
 from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.neuronpedia.folder import COLUMNS, LATENTS, NEAREST, SKIPPED, Feature, summary
 
+_CLOSING = "\n]}\n"
 MAX_FILES = 1000
 """Files in a folder that Neuronpedia's import lists."""
 
@@ -64,8 +65,14 @@ class DashboardSettings:
     def __post_init__(self) -> None:
         least = {"n_strongest": 1, "cofiring_tokens": 1}
         for f in fields(self):
-            if f.name != "seed" and getattr(self, f.name) < least.get(f.name, 0):
-                raise ConfigError(f"{f.name} must be at least {least.get(f.name, 0)}, not {getattr(self, f.name)}.")
+            value = getattr(self, f.name)
+            if type(value) is not int or value < least.get(f.name, 0):
+                raise ConfigError(f"{f.name} must be an integer of at least {least.get(f.name, 0)}, not {value!r}.")
+
+    @property
+    def most_contexts(self) -> int:
+        """In a dashboard."""
+        return self.n_strongest + self.n_intervals * self.n_each
 
 
 class Writer:
@@ -75,7 +82,7 @@ class Writer:
         header: of each file: `model_id`, `layer`, `sae_set`, `sae_id_suffix`.
         pieces: the text of each token id.
         unembedding: None where there are no logits to speak of.
-        bos: the id that is left out where it opens every block; None for none.
+        bos: the id that is not shown where it opens every block and counts in none; None for none.
         dataset: what the text is called in each dashboard.
     """
 
@@ -93,7 +100,8 @@ class Writer:
     ) -> None:
         self.firings, self.corpus, self.sae, self.header = firings, corpus, sae, dict(header)
         self.pieces, self.unembedding, self.dataset, self.settings = pieces, unembedding, dataset, settings
-        self.first = int(bos is not None and bool((corpus.tokens_bp[:, 0] == bos).all()))
+        opened = bos is not None and bool((corpus.tokens_bp[:, 0] == bos).all())
+        self.first = int(opened and not corpus.keep_bp[:, 0].any())
         self.n_tokens = corpus.n_tokens
         self.cofiring = neighbours.Cofiring(firings, corpus, settings.cofiring_tokens)
         self.unit_gd = neighbours.unit_rows(sae.W_dec)
@@ -116,7 +124,9 @@ class Writer:
             for number, first in enumerate(range(0, d_sae, self.per_file)):
                 end, file = min(first + self.per_file, d_sae), folder / f"batch-{number}.json"
                 rows.append(neighbours.nearest_decoders(self.unit_gd, first, end, self.settings.n_nearest))
-                entries = _entries(file) if file.is_file() else self._write_file(file, first, end)
+                entries = self._entries(file) if file.is_file() else None
+                if entries is None:
+                    entries = self._write_file(file, first, end)
                 for entry in entries:
                     for key, value in entry.items():
                         columns[key].append(value)
@@ -218,7 +228,7 @@ class Writer:
 
     def _write_file(self, file: Path, first: int, end: int) -> list[dict[str, Any]]:
         """A batch, a line a latent, as `_entries` finds them again; the line of `latents.json` for each."""
-        lines, entries = [json.dumps(self.header)[:-1] + ', "features": [\n'], []
+        lines, entries = [self._opening()], []
         offset = len(lines[0].encode())
         for feature in self.features(first, end):
             line = json.dumps(feature, ensure_ascii=False, allow_nan=False)
@@ -227,28 +237,25 @@ class Writer:
             lines.append(line + ",\n")
             offset += length + 2
         lines[-1] = lines[-1].removesuffix(",\n")
-        write_text("".join([*lines, "\n]}\n"]), file)
+        write_text("".join([*lines, _CLOSING]), file)
         return entries
 
+    def _opening(self) -> str:
+        return json.dumps(self.header)[:-1] + ', "features": [\n'
 
-def _entries(file: Path) -> list[dict[str, Any]]:
-    """The lines of `latents.json` for a batch that an earlier call wrote.
-
-    Raises:
-        DataError: it is not as it was written.
-    """
-    entries, offset = [], 0
-    with file.open("rb") as opened:
-        for number, line in enumerate(opened):
-            text = line.rstrip(b",\n")
-            if number and text not in (b"", b"]}"):
-                try:
-                    feature = json.loads(text)
-                except ValueError as e:
-                    raise DataError(f"{file} is not as it was written: {e}. Remove it and call again.") from e
-                entries.append(summary(feature) | {"file": file.name, "offset": offset, "length": len(text)})
-            offset += len(line)
-    return entries
+    def _entries(self, file: Path) -> list[dict[str, Any]] | None:
+        """The lines of `latents.json` for a batch that an earlier call wrote; None if it is not all there."""
+        text, opening, closing = file.read_bytes(), self._opening().encode(), _CLOSING.encode()
+        if not (text.startswith(opening) and text.endswith(closing)):
+            return None
+        entries, offset = [], len(opening)
+        try:
+            for line in filter(None, text[offset : -len(closing)].split(b",\n")):
+                entries.append(summary(json.loads(line)) | {"file": file.name, "offset": offset, "length": len(line)})
+                offset += len(line) + 2
+        except (ValueError, KeyError, TypeError):
+            return None
+        return entries
 
 
 def _rounded(values: Any) -> list[Any]:

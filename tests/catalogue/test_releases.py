@@ -97,6 +97,9 @@ def test_every_sae_of_a_release_loads_by_name_and_computes_what_its_author_compu
         assert metadata.hook_name == entry.hook == canonical_name(entry.hook)
         assert metadata.hf_hook_name == hf_name(entry.hook) is not None
         assert (metadata.release, metadata.sae_id) == (name, entry.id)
+        assert metadata.repo_id == release.repo_id
+        placed = place(release, entry, samples[entry.id])
+        assert placed[metadata.hf_path] in samples[entry.id].files.values() and "json" not in metadata.hf_path
         assert metadata.neuronpedia_id == entry.neuronpedia
         assert metadata.exclude_special_tokens == entry.exclude_special_tokens
         for fact in ("context_size", "prepend_bos"):
@@ -232,6 +235,17 @@ def test_a_raw_repository_id_goes_on_working_and_its_warning_names_the_right_rel
     assert not [w for w in caught if "You are loading an SAE using" in str(w.message)]
     assert_computes(sae, sample)
     assert sae.cfg.metadata.hook_name == "model.language_model.layers.30"  # as stock has it: nothing changes
+
+
+def test_stock_reads_the_root_of_a_repository_as_a_dot(local_hub):
+    """As a row of sae_lens's list has it for Neuronpedia's server."""
+    sample = checkpoints.sae_lens(4, hook_name="blocks.3.hook_resid_post", model_name="google/gemma-4-E2B")
+    local_hub.add("lab/one-sae", sample.files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        sae = SAE.from_pretrained("lab/one-sae", ".")
+    assert_computes(sae, sample)
+    assert "/lab/one-sae/resolve/main/cfg.json" in {path for _, path, _ in local_hub.requests}
 
 
 def test_a_raw_repository_id_that_stock_cannot_read_is_read(local_hub):

@@ -12,9 +12,15 @@ from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, SAEE
 from sae_lens_gemma4.neuronpedia import writing
 from sae_lens_gemma4.neuronpedia.dashboards import build_dashboards
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
-from sae_lens_gemma4.neuronpedia.planning import DecoderNormWarning, ShortCorpusWarning
+from sae_lens_gemma4.neuronpedia.planning import (
+    DecoderNormWarning,
+    NoLogitsWarning,
+    ShortCorpusWarning,
+    plan_dashboards,
+)
 from sae_lens_gemma4.neuronpedia.writing import DashboardSettings, Writer
 from sae_lens_gemma4.testing import tiny_gemma4, tiny_tokenizer
+from sae_lens_gemma4.training.saving import only_one
 from tests.interp.plain import correlation, dense
 from tests.support import RELEASE, SAE_ID
 
@@ -61,7 +67,7 @@ def counts(plain):
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
 def test_every_latent_has_a_dashboard_or_is_listed_as_dead(built, sae, counts):
@@ -93,8 +99,21 @@ def test_figures_are_those_of_a_plain_computation(built, sae, model, corpus, pla
         assert found["pos_str"] == model.tokenizer.convert_ids_to_tokens(top.indices.tolist())
         assert found["neg_str"] == model.tokenizer.convert_ids_to_tokens(bottom.indices.tolist())
         assert sum(found["logits_hist_data_bar_heights"]) == len(logit_v)
-        pearson = {d: correlation(z_t, x_td[:, d])[0] for d in range(96)}
-        assert found["correlated_neurons_pearson"] == pytest.approx(sorted(pearson.values())[:-4:-1], abs=1e-3)
+        bars, sides = torch.histogram(logit_v.double(), 50)
+        assert np.abs(bars.numpy() - found["logits_hist_data_bar_heights"]).sum() <= 2
+        assert found["logits_hist_data_bar_values"] == pytest.approx(((sides[1:] + sides[:-1]) / 2).tolist(), abs=1e-3)
+        pairs = {d: correlation(z_t, x_td[:, d]) for d in range(96)}
+        best = sorted(pairs, key=lambda d: -pairs[d][0])[:3]
+        assert found["correlated_neurons_pearson"] == pytest.approx([pairs[d][0] for d in best], abs=1e-3)
+        assert found["correlated_neurons_l1"] == pytest.approx([pairs[d][1] for d in best], abs=1e-3)
+        assert found["correlated_neurons_indices"] == best
+        row = sae.W_dec[latent].detach()
+        assert found["neuron_alignment_indices"] == row.topk(3).indices.tolist()
+        assert found["neuron_alignment_values"] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
+        shares = row.topk(3).values.abs() / row.abs().sum()
+        assert found["neuron_alignment_l1"] == pytest.approx(shares.tolist(), abs=1e-3)
+        assert (found["n_prompts_total"], found["n_tokens_in_prompt"]) == (corpus.n_blocks, 32)
+        assert found["dataset"] == "embedded:text" and found["vector"] == found["decoder_weights_dist"] == []
         for g, r, cosine in zip(
             found["correlated_features_indices"],
             found["correlated_features_pearson"],
@@ -215,15 +234,83 @@ def test_a_folder_of_other_dashboards_is_refused_and_stays(built, sae, model, co
         build_dashboards(sae, model, corpus, foreign, progress=False)
 
 
-def test_a_batch_that_was_cut_off_by_hand_is_named(built, sae, model, corpus, tmp_path):
+@pytest.mark.parametrize("kept", [0, 0.5, -1, -5], ids=["nothing", "half", "without its end", "without its last line"])
+def test_a_batch_that_is_not_all_there_is_made_again(built, sae, model, corpus, tmp_path, kept):
+    """As after a power cut: what is there is not taken for what was to be there."""
     folder = tmp_path / "d"
-    shutil.copytree(built.path, folder)
+    build_dashboards(sae, model, corpus, folder, keep_firings=True, progress=False)
     facts = json.loads((folder / "run_settings.json").read_text())
     (folder / "run_settings.json").write_text(json.dumps(facts | {"complete": False}))
     text = (folder / "batch-3.json").read_bytes()
-    (folder / "batch-3.json").write_bytes(text[: len(text) // 2])
-    with pytest.raises(DataError, match=r"batch-3\.json is not as it was written"):
-        build_dashboards(sae, model, corpus, folder, progress=False)
+    lines = text.split(b"\n")
+    cut = {0: b"", 0.5: text[: len(text) // 2], -1: text[:-3], -5: b"\n".join(lines[:-3]) + b"\n"}[kept]
+    (folder / "batch-3.json").write_bytes(cut)
+    again = build_dashboards(sae, model, corpus, folder, progress=False)
+    assert contents(again.path) == contents(built.path) and again.dead == built.dead
+
+
+def test_a_finished_folder_that_has_lost_something_is_refused(built, sae, model, corpus, tmp_path):
+    for change in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-400])):
+        folder = tmp_path / "d"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(built.path, folder)
+        change(folder / "batch-3.json")
+        with pytest.raises(DataError, match=r"batch-3\.json"):
+            Dashboards(folder)
+        with pytest.raises(DataError, match=r"batch-3\.json"):
+            build_dashboards(sae, model, corpus, folder, progress=False)
+
+
+def test_two_processes_do_not_work_in_one_folder(sae, model, corpus, tmp_path):
+    with only_one(tmp_path), pytest.raises(ConfigError, match="Another process"):
+        build_dashboards(sae, model, corpus, tmp_path, progress=False)
+    assert build_dashboards(sae, model, corpus, tmp_path, progress=False).dead
+
+
+def test_what_fails_before_the_text_is_read_leaves_no_folder(sae, model, corpus, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ConfigError, match=r"GB are needed for activations and dashboards, and 0\.00 GB are free"):
+        build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+    monkeypatch.undo()
+    with pytest.raises(SAEError, match="is 96 wide; this SAE reads 8"):
+        build_dashboards(random_sae(8, 8, HOOK), model, corpus, tmp_path / "d", progress=False)
+    with pytest.raises(ConfigError, match="batch_blocks must be at least 1"):
+        build_dashboards(sae, model, corpus, tmp_path / "d", batch_blocks=0, progress=False)
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_it_costs_is_told_and_holds(sae, model, corpus, tmp_path):
+    plan = plan_dashboards(sae, model, corpus)
+    cost = plan.cost(tmp_path / "not" / "there")
+    made = build_dashboards(sae, model, corpus, tmp_path / "d", keep_firings=True, progress=False)
+    written = sum(p.stat().st_size for p in made.files)
+    assert written <= cost.dashboards and cost.memory > 0
+    kept = sum(p.stat().st_size for p in (made.path / "firings").iterdir())
+    assert kept <= cost.firings * 1.1
+    assert "Disk: up to" in plan.sentence(cost)
+    assert plan.cost(tmp_path / "d").firings == 0
+
+
+def test_activations_may_lie_on_another_disk(built, sae, model, corpus, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "firings").symlink_to(tmp_path / "elsewhere")
+    made = build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert contents(made.path) == contents(built.path)
+
+
+def test_bos_is_shown_where_it_counts(sae, model, tmp_path):
+    """Else an example would be shown without the token that it was chosen for."""
+    corpus = g4.build_corpus(
+        "embedded:text", model.tokenizer, context_size=32, max_tokens=600, exclude_special_tokens=False
+    )
+    found = build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+    for f in found.features():
+        for a in f["activations"]:
+            assert a["tokens"][0] == "<bos>" and len(a["tokens"]) == 32
+            assert a["values"][a["qualifying_token_index"]] > 0
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000])
@@ -235,7 +322,7 @@ def test_settings_that_cannot_be_read_are_named(sae, model, corpus, tmp_path, te
 
 def test_a_place_that_is_a_file_is_named(sae, model, corpus, tmp_path):
     (tmp_path / "d").write_text("")
-    with pytest.raises(ConfigError, match="d cannot be made"):
+    with pytest.raises(ConfigError, match="d is a file"):
         build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
 
 
@@ -282,7 +369,10 @@ def test_any_site_of_any_shape_has_dashboards(variant, hook, d_in, logits, model
         d_in = model.run_with_cache(torch.tensor([[2, 5]]), names_filter=[hook])[1][hook].shape[-1]
     corpus = g4.build_corpus(torch.randint(3, 2000, (10, 16)), model.tokenizer, context_size=16)
     sae = random_sae(d_in, 24, hook)
-    found = build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+    assert logits != any(issubclass(w.category, NoLogitsWarning) for w in said)
     features = list(found.features())
     assert features and all(bool(f["pos_str"]) == logits for f in features)
     assert found.header["layer"] == (5 if hook.startswith("ln") else int(hook.split(".")[-1 if "model" in hook else 1]))
@@ -387,9 +477,12 @@ def test_no_folder_has_more_files_than_neuronpedia_s_import_lists():
         assert writer.per_file == per_file and -(-d_sae // per_file) <= 1000
 
 
-@pytest.mark.parametrize(("name", "value"), [("n_strongest", 0), ("n_each", -1), ("cofiring_tokens", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_strongest", 0), ("n_each", -1), ("cofiring_tokens", 0), ("seed", -1), ("n_strongest", 2.5)],
+)
 def test_settings_that_make_no_dashboard_are_refused(name, value):
-    with pytest.raises(ConfigError, match=f"{name} must be at least"):
+    with pytest.raises(ConfigError, match=f"{name} must be an integer of at least"):
         DashboardSettings(**{name: value})
 
 

@@ -11,7 +11,9 @@ from sae_lens_gemma4.catalogue.label_schemas import FeatureLabel
 from sae_lens_gemma4.catalogue.registry import parse_release
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError, UnknownNameError
 from sae_lens_gemma4.neuronpedia import explanations
-from sae_lens_gemma4.neuronpedia.explanations import Explanation, read_explanations
+from sae_lens_gemma4.neuronpedia.explanations import Explanation, labels_of, read_explanations
+from sae_lens_gemma4.neuronpedia.folder import Dashboards
+from tests.neuronpedia import sample
 
 D_SAE = 100
 SHARED = {
@@ -73,6 +75,7 @@ def catalogue(tmp_path, monkeypatch):
         "index\tlabel\n3\tcats\n10\tdogs\n",
         "title;neuron\ncats;3\ndogs;10\n",
         "density,index,label,other\n0.1,3,cats,x\n,10,dogs,\n",
+        ",other,index,label,other,\n0,1,3,cats,2,\n0,1,10,dogs,2,\n",
         "\n".join(["index,label", "3,  cats ", "", " 10 ,dogs", ",", ""]),
         "feature-id,label,description\n3,,cats\n10,dogs,\n",
     ],
@@ -127,6 +130,12 @@ def test_columns_that_merely_sound_like_foreign_keys_are_not_taken_for_them(file
         ("index,label\n7\n", "line 2 has 1 columns"),
         ('index,label\n7,"a\n', "line 2: unexpected end of data"),
         ('index,label\n7,"a"b\n', "line 2: ',' expected after '\"'"),
+        ("index,feature,label\n0,7,a\n", "first line of .* several columns for index, index and feature; one of them"),
+        ("label;Neuron;Feature ID\na;1;2\n", "several columns for index, Neuron and Feature ID; one of them is wanted"),
+        ("index,index,label\n7,7,a\n", "several columns for index, index and index"),
+        ("index,label,label\n7,a,b\n", "line 1: It has label twice, as 'label' and 'label', and one of them is wanted"),
+        ("index, label,Label\n7,a,\n", "line 1: It has label twice, as 'label' and 'Label'"),
+        ("index,label,notes,NOTES\n7,a,,\n", "line 1: It has notes twice, as 'notes' and 'NOTES'"),
         ("index,label,title\n7,a,b\n", "line 2: It has both label and title, and one of them is wanted"),
         (b"index,label\n7,caf\xe9\n", "are not in UTF-8"),
     ],
@@ -141,6 +150,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read(tmp_path / "none.csv")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read(tmp_path)
+    with pytest.raises(DataError, match=r"Explanations 'a\\x00b' cannot be read: .*null"):
+        read("a\0b")
 
 
 # JSON
@@ -148,7 +159,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_json_is_an_object_of_texts_or_of_objects(file):
     content = {
-        "10": {"title": "Dogs", "description": "they bark", "examples": [["a"]]},
+        "10": {"title": "Dogs", "description": "they bark", "examples": [{"a": 1}], "Examples": [["a"]]},
         "3": "cats",
         "4": ["one", {"label": "two", "notes": "by me"}],
     }
@@ -175,6 +186,11 @@ def test_json_is_an_object_of_texts_or_of_objects(file):
         ('{"3": {"category": "x"}}', "key '3': An explanation has no text"),
         ('{"3": {"label": 4}}', "key '3': Its label is 4, and no text"),
         ('{"3": {"label": "a", "notes": [1]}}', "key '3': Its notes is"),
+        ('{"3": {"label": "a", "Label": "b"}}', "key '3': It has label twice, as 'label' and 'Label', and one of them"),
+        ('{"3": {"label": "a", "label": "a"}}', "key '3': It has label twice, as 'label' and 'label'"),
+        ('{"3": [{"type_name": "a", "type-name": "b", "text": "c"}]}', "key '3': It has type_name twice"),
+        ('{"3": {"label": {"text": "a"}}}', "key '3': Its label is an object, and no text"),
+        ('{"3": [["a"]]}', "key '3': .* is no label"),
         ('{"3": []}', "key '3': latent 3 has a label without text"),
         ('{"3": ""}', "key '3': An explanation has no text"),
         ('{"100": "a"}', "key '100': there is no latent 100"),
@@ -195,6 +211,32 @@ def test_a_mapping_may_hold_any_form_of_label():
     assert [one.notes for one in read(source)[2]] == ["A", "B"]
     assert read({}) == {}
     assert texts({0: ["a", "a ", "b"]}) == {0: ["a", "b"]}
+
+
+@pytest.mark.parametrize("source", [None, 5, [("a", "b")], {3}, b"labels.csv", np.zeros(3)])
+def test_what_is_no_source_of_labels_is_said_to_be_none(source):
+    with pytest.raises(DataError, match="Explanations are a file, 'catalogue' or a mapping, not "):
+        read(source)
+
+
+def test_an_object_in_memory_may_not_say_the_same_twice():
+    with pytest.raises(DataError, match="key 3: It has label twice, as 'label' and 'LABEL'"):
+        read({3: {"label": "a", "LABEL": "b"}})
+
+
+def test_labels_for_a_folder_are_held_against_its_sae(tmp_path, catalogue):
+    sae = sample.settings(20)["sae"] | {"release": "macar", "sae_id": "layer_45"}
+    ours = Dashboards(sample.write_dashboards(tmp_path / "ours", sae=sae))
+    assert labels_of(ours, {19: "a"}, type_name="t", model_name="m") == {19: [Explanation("a", "t", "m")]}
+    with pytest.raises(DataError, match="there is no latent 20; they are 0 to 19"):
+        labels_of(ours, {20: "a"})
+    catalogue("labels.json", {"5": {"title": "Lists"}})
+    assert labels_of(ours, "catalogue") == {5: [Explanation("Lists", notes="GPT-4 (macar)")]}
+    sample.write_dashboards(tmp_path / "theirs", schema=None)
+    theirs = Dashboards(tmp_path / "theirs")
+    assert labels_of(theirs, {10**6: "a"}) == {10**6: [Explanation("a")]}
+    with pytest.raises(ConfigError, match="state release and sae_id"):
+        labels_of(theirs, "catalogue")
 
 
 @pytest.mark.parametrize("key", [True, 1.0, None, "x", (1,)])

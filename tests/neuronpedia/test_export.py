@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import warnings
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -13,10 +14,11 @@ import yaml
 from sae_lens.loading import pretrained_saes_directory
 
 from sae_lens_gemma4.catalogue.registry import releases
-from sae_lens_gemma4.errors import ConfigError, DataError, MismatchWarning, UnknownNameError
+from sae_lens_gemma4.errors import ConfigError, DataError, Gemma4SAEError, MismatchWarning, UnknownNameError
 from sae_lens_gemma4.neuronpedia import cells, row_files
 from sae_lens_gemma4.neuronpedia.export import export_neuronpedia
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
+from sae_lens_gemma4.neuronpedia.listing import place_of
 from sae_lens_gemma4.neuronpedia.names import UnknownModelWarning
 from sae_lens_gemma4.neuronpedia.row_files import RowFiles, latents_per_file
 from tests.neuronpedia import postgres, sample
@@ -62,10 +64,10 @@ def settings(**changed):
     return {part: found[part] for part in changed}
 
 
-def local(path, **sae):
+def local(path, layer=5, **sae):
     """A folder whose SAE nobody knows."""
     sae = {"release": None, "sae_id": None, "hook_name": "blocks.5.hook_resid_post"} | sae
-    return sample.write_dashboards(path, sae_set="", layer=5, **settings(sae=sae))
+    return sample.write_dashboards(path, sae_set="", layer=layer, **settings(sae=sae))
 
 
 def lines(folder, kind):
@@ -81,18 +83,19 @@ def row(folder, name):
 
 
 def edit(folder, change, file="batch-1.json", **dumps):
-    """Change a batch as its JSON."""
-    content = json.loads((folder / file).read_text())
+    """Change a batch as its JSON; it stays as long as `latents.json` says."""
+    text = (folder / file).read_text()
+    content = json.loads(text)
     change(content["features"])
-    (folder / file).write_text(json.dumps(content, **dumps))
+    (folder / file).write_text(json.dumps(content, **dumps).ljust(len(text.encode())))
 
 
-def foreign(path, change=lambda features: None):
+def foreign(path, change=lambda features: None, stated=None, **header):
     """The same dashboards as sae-dashboard leaves them: other settings, and nothing beside its own files."""
-    folder = sample.write_dashboards(path)
+    folder = sample.write_dashboards(path, **header)
     for name in ("latents.json", "nearest.json"):
         (folder / name).unlink()
-    theirs = {"sae_set": "x", "sae_path": "y", "n_prompts_total": 24576, "n_tokens_in_prompt": 128}
+    theirs = {"sae_set": "x", "sae_path": "y", "n_prompts_total": 24576, "n_tokens_in_prompt": 128, **(stated or {})}
     (folder / "run_settings.json").write_text(json.dumps(theirs | {"huggingface_dataset_path": "monology/pile"}))
     for file in folder.glob("batch-*.json"):
         edit(folder, change, file.name)
@@ -241,16 +244,14 @@ def test_ids_in_use_are_written_as_they_are(name, tmp_path):
     model_id, source_id = name.split("/")
     layer, set_name = source_id.split("-", 1)
     facts = {"release": release.name, "sae_id": entry.id, "hook_name": entry.hook, "d_sae": entry.d_sae or 65_536}
+    header = {"model_id": model_id, "layer": int(layer), "sae_set": set_name}
     folder = sample.write_dashboards(
-        tmp_path / "d",
-        model_id=model_id,
-        layer=int(layer),
-        sae_set=set_name,
-        **settings(sae=facts, model={"name": release.model, "n_layers": 60}),
+        tmp_path / "d", **header, **settings(sae=facts, model={"name": release.model, "n_layers": 60})
     )
     stated = {"release": release.name, "sae_id": entry.id}
+    theirs = foreign(tmp_path / "f", **header | {"sae_set": release.name})  # without a set name, the release's is there
     given = MODEL | {"model_name": release.model, "n_layers": 60, "sae_config": {"d_sae": 65_536}} | stated
-    for n, (dashboards, facts) in enumerate([(folder, {}), (folder, stated), (foreign(tmp_path / "f"), given)]):
+    for n, (dashboards, facts) in enumerate([(folder, {}), (folder, stated), (theirs, given)]):
         done = export(dashboards, tmp_path / f"out{n}", **facts).folder
         assert done == tmp_path / f"out{n}" / model_id / source_id
         assert (
@@ -297,7 +298,7 @@ def test_a_local_sae_is_asked_about_by_name_and_all_at_once(tmp_path, monkeypatc
     asked = [name for name in LOCAL if f" {name} (" in str(e.value)]
     assert asked == list(LOCAL) and "n_layers" not in str(e.value) and not (tmp_path / "out").exists()
     for name in LOCAL:
-        with pytest.raises(ConfigError, match=rf"State {name} \([^;]*\)\.$"):
+        with pytest.raises(ConfigError, match=rf"State {name} \([^;]*\)\. From the command line: --set"):
             export(folder, tmp_path / "out", **{k: v for k, v in LOCAL.items() if k != name})
 
     done = export(folder, tmp_path / "out", **LOCAL).folder
@@ -318,7 +319,7 @@ def test_a_local_sae_is_asked_about_by_name_and_all_at_once(tmp_path, monkeypatc
 
 
 def test_an_sae_after_the_final_norm_is_the_last_layer_s(tmp_path):
-    done = export(local(tmp_path / "d", hook_name="ln_final.hook_out"), tmp_path / "out", **LOCAL)
+    done = export(local(tmp_path / "d", 41, hook_name="ln_final.hook_out"), tmp_path / "out", **LOCAL)
     assert done.name == "gemma-4-e4b/41-me-topk-res-20"
     assert row(done.folder, "sourceset")["description"] == "After the Final Norm - 20"
     assert lines(done.folder, "features")[0]["hookName"] == "ln_final.hook_out"
@@ -374,11 +375,156 @@ def test_an_sae_whose_path_nobody_states_asks_for_it(tmp_path):
         sae_set="",
         **settings(sae=facts | {"hook_name": "blocks.26.hook_resid_post"}),
     )
-    with pytest.raises(ConfigError, match=r"State hf_folder_id \(the folder of that repository\)\.$"):
+    with pytest.raises(
+        ConfigError, match=r"State hf_folder_id \(the folder of that repository, '' for its root\)\. From the"
+    ):
         export(folder, tmp_path / "out")
     done = export(folder, tmp_path / "out", hf_folder_id="saes/l26")
     assert done.name == "gemma-4-31b/26-adam1010-topk-res-0k".replace("0k", "20")
     assert "path: saes/l26" in (done.folder / "pretrained_saes.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "expected"), [("Adam1010/gemma-4-31b-sae-features", "saes/l26/ae.pt"), ("a/b", None)]
+)
+def test_an_sae_that_was_searched_for_is_where_it_was_found(repo_id, expected, tmp_path):
+    release = releases()["gemma-4-31b-res-topk-adam1010"]
+    metadata = {"release": release.name, "repo_id": repo_id, "hf_path": "saes/l26/ae.pt"}
+    sae = {"release": release.name, "sae_id": release.sae_ids[26], "hook_name": "blocks.26.hook_resid_post"}
+    folder = sample.write_dashboards(
+        tmp_path / "d", model_id="gemma-4-31b", layer=26, sae_set="a-topk-res-20",
+        **settings(sae=sae | {"config": {"architecture": "topk", "metadata": metadata}}),
+    )  # fmt: skip
+    if expected is None:
+        with pytest.raises(ConfigError, match=r"State hf_folder_id \([^;]*\)\. From"):
+            export(folder, tmp_path / "out")
+        return
+    done = export(folder, tmp_path / "out").folder
+    assert row(done, "source")["hfFolderId"] == expected
+    assert f"path: {expected}" in (done / "pretrained_saes.yaml").read_text()
+    assert row(done, "release")["description"] == "TopK SAEs on gemma-4-31B"
+    assert row(export(folder, tmp_path / "out", hf_folder_id="x").folder, "source")["hfFolderId"] == "x"
+
+
+def test_where_the_catalogue_states_a_path_that_of_the_file_yields(tmp_path):
+    metadata = {"repo_id": "decoderesearch/gemma-4-saes", "hf_path": "found/sae_weights.safetensors"}
+    folder = sample.write_dashboards(tmp_path / "d", **settings(sae={"config": {"d_sae": 20, "metadata": metadata}}))
+    done = export(folder, tmp_path / "out").folder
+    assert row(done, "source")["hfFolderId"] == "gemma-4-e4b/btk-mat-layer-21-k-100"
+    assert row(done, "release")["description"] == "Matryoshka SAEs on gemma-4-E4B"
+
+
+@pytest.mark.parametrize(
+    ("stated", "written"), [("", ""), (".", ""), ("./", ""), ("/", ""), ("./a//b/", "a/b"), ("/a", "a")]
+)
+def test_a_folder_of_a_repository_may_be_its_root(stated, written, tmp_path):
+    done = export(local(tmp_path / "d"), tmp_path / "out", **LOCAL | {"hf_folder_id": stated}).folder
+    assert row(done, "source")["hfFolderId"] == written
+    (sae,) = yaml.safe_load((done / "pretrained_saes.yaml").read_text())["my-saes"]["saes"]
+    assert sae["path"] == (written or ".")
+
+
+PARTS = {"model_id": "gemma-5", "layer": 2, "set_name": "s-65k", "suffix": "l0-9"}
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("stated", [{}, *({key: value} for key, value in PARTS.items()), PARTS, {"suffix": ""}])
+def test_what_an_export_is_called_is_what_the_folder_is_called(ours, stated, tmp_path):
+    if ours:
+        folder, given = sample.write_dashboards(tmp_path / "d", sae_id_suffix="l0-1"), {}
+    else:
+        folder = foreign(tmp_path / "d", stated={"np_set_name": "np-65k", "np_sae_id_suffix": "np"}, sae_id_suffix="l0")
+        given = OF_FOREIGN
+    named = {"model_id": "gemma-4-e4b", "layer": 21, "set_name": "matryoshka-res-65k", "suffix": "l0-1"}
+    named |= {} if ours else {"set_name": "np-65k", "suffix": "np"}
+    named |= stated
+    end = f"__{named['suffix']}" if named["suffix"] else ""
+    expected = f"{named['model_id']}/{named['layer']}-{named['set_name']}{end}"
+    assert str(place_of(Dashboards(folder), stated)) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownModelWarning)
+        assert export(folder, tmp_path / "out", **given, **stated).name == expected
+
+
+def test_what_neither_the_caller_nor_the_folder_says_of_a_name_is_asked_for(tmp_path):
+    ours = Dashboards(sample.write_dashboards(tmp_path / "a", sae_set="", layer=None))
+    with pytest.raises(ConfigError, match="a does not say layer and set_name; state it"):
+        place_of(ours, {"set_name": None})
+    assert str(place_of(ours, {"set_name": "x", "layer": 0})) == "gemma-4-e4b/0-x"
+    theirs = Dashboards(foreign(tmp_path / "b", sae_set=DECODERESEARCH, layer="7"))
+    with pytest.raises(ConfigError, match="b does not say set_name; state it"):
+        place_of(theirs, {})
+    assert str(place_of(theirs, {"set_name": "x"})) == "gemma-4-e4b/7-x"
+    for bad in ({"layer": "7"}, {"layer": True}, {"model_id": 5}, {"suffix": "a__b"}):
+        with pytest.raises(ConfigError, match=f"{next(iter(bad))}|suffix 'a__b'"):
+            place_of(theirs, {"set_name": "x", **bad})
+    for header, reason in (
+        ({"sae_set": 5}, "A set name is a text, and 5 is none"),
+        ({"layer": [1]}, "Layers are integ"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            place_of(Dashboards(foreign(tmp_path / "c", **header)), {})
+
+
+WRONG_KINDS = {
+    "release": 5, "sae_id": 5, "hf_repo_id": ["a"], "hf_folder_id": 5, "explanation_type": 5, "explanation_model": b"m",
+    "model_id": 5, "layer": True, "set_name": {}, "suffix": 5, "description": 5, "release_name": 5, "release_title": 5,
+    "creator_name": 5, "creator_email": 5, "creator_id": 5, "urls": 5, "visibility": 5, "notes": 5, "model_name": 5,
+    "owner": 5, "n_layers": 42.0, "d_model": "2560", "d_mlp": True, "hook_name": 5, "sae_config": [1],
+    "created_at": "2026",
+}  # fmt: skip
+
+
+def test_an_argument_of_the_wrong_kind_is_named_before_anything_is_read(tmp_path):
+    keywords = {p.name for p in inspect.signature(export_neuronpedia).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert keywords - set(WRONG_KINDS) == {"explanations", "progress"}
+    for name, value in WRONG_KINDS.items():
+        with pytest.raises(ConfigError, match=f"^{name} must be "):
+            export(tmp_path / "none", tmp_path / "out", **{name: value})
+    for config, reason in (
+        ({"metadata": 5}, "metadata must be an object"),
+        ({"d_sae": "20"}, "d_sae must be an integ"),
+    ):
+        with pytest.raises(ConfigError, match=f"sae_config's {reason}"):
+            export(tmp_path / "none", tmp_path / "out", sae_config=config)
+    for places, name in (((5, "out"), "dashboards_dir"), (("a\0b", "out"), "dashboards_dir"), (("a", None), "out_dir")):
+        with pytest.raises(ConfigError, match=f"{name} must be a path"):
+            export(*places)
+
+
+DAMAGED = [None, 5, -1, 1.5, "x", "", [], [1], {}, {"a": 1}, True]
+KEYS = [
+    *((key,) for key in sample.settings(20)),
+    *((part, key) for part in ("sae", "model", "corpus") for key in sample.settings(20)[part]),
+    ("sae", "config", "metadata"), ("sae", "config", "d_sae"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS, ids=".".join)
+def test_one_damaged_setting_is_an_error_in_words_or_none(key, tmp_path):
+    folder = sample.write_dashboards(tmp_path / "d", d_sae=4, dead=(3,), per_file=4)
+    whole = json.loads((folder / "run_settings.json").read_text())
+    for value in [*DAMAGED, "gone"]:
+        damaged = copy.deepcopy(whole)
+        around = damaged
+        for part in key[:-1]:
+            around = around[part]
+        around.pop(key[-1], None) if value == "gone" else around.update({key[-1]: value})
+        (folder / "run_settings.json").write_text(json.dumps(damaged))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with suppress(Gemma4SAEError):  # and nothing else
+                export(folder, tmp_path / "out", explanations={0: "a"})
+
+
+@pytest.mark.parametrize("value", DAMAGED)
+@pytest.mark.parametrize("name", ["indices", "cosine"])
+def test_damaged_neighbours_are_an_error_in_words_or_none(name, value, dashboards, tmp_path):
+    whole = json.loads((dashboards / "nearest.json").read_text())
+    for damaged in (whole | {name: value}, whole | {name: [value] * 20}, whole | {name: [[value]] * 20}):
+        (dashboards / "nearest.json").write_text(json.dumps(damaged))
+        with suppress(DataError):  # and nothing else
+            export(dashboards, tmp_path / "out")
 
 
 def test_a_base_model_s_sae_read_on_the_tuned_model_is_listed_with_the_tuned(tmp_path):
@@ -415,7 +561,9 @@ def test_another_sae_than_that_of_the_dashboards_is_refused(dashboards, tmp_path
         ({"set_name": "neurons"}, "keeps that name"),
         ({"model_id": "Gemma 4"}, "refuses the model id"),
         ({"suffix": "l0 34"}, "refuses the suffix"),
-        ({"release_name": "my release"}, "letters, digits and '-', as 'my-release'"),
+        ({"release_name": "my.release_V1"}, r"release_name 'my\.release_V1' is .*; 'my-release-V1' would do"),
+        ({"release_name": "_"}, "release_name '_' is a part of an address, which has letters, digits and '-'\\.$"),
+        ({"hook_name": "blocks.7.hook_resid_post"}, "blocks.7.*these dashboards are of layer 21; state layer if both"),
         ({"layer": 42}, "has 42 layers, so there is no layer 42"),
         ({"layer": "21"}, "layer must be an integer of at least 0, not '21'"),
         ({"n_layers": 0}, "n_layers must be an integer of at least 1, not 0"),
@@ -547,6 +695,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda f: f["activations"][1].update(bin_max=INF), "Latent 9, example 1: bin_max is inf"),
         (lambda f: f["activations"][1].update(tokens=[None] * 31), "Latent 9, example 1: tokens is no list of texts"),
         (lambda f: f["activations"][0].update(qualifying_token_index="3"), "Latent 9, example 0: qualifying_"),
+        (lambda f: f.update(activations=[], frac_nonzero=0.0125), "Latent 9 fires on 1.25% of tokens and has no exam"),
         (lambda f: f.update(feature_index=10), "has latent 10 twice"),
         (lambda f: f.update(feature_index=11), "has latent 11 twice, with two dashboards or among the dead"),
         (lambda f: f.update(feature_index=20), "speaks of a latent 20, which there is not"),
@@ -615,11 +764,12 @@ def test_what_sae_dashboard_leaves_is_exported_with_what_it_has(tmp_path, db):
         "d_mlp",
         "hook_name",
         "sae_config",
-        *LOCAL,
+        *(LOCAL.keys() - {"set_name"}),
         "owner",
         "description",
     ):
         assert f" {name} (" in str(e.value)
+    assert "set_name" not in str(e.value)
     done = export(folder, tmp_path / "out", **OF_FOREIGN, explanations={3: "dead", 4: "alive"})
     postgres.import_folder(db, done)
     assert (done.features, done.dead, done.absent) == (18, 2, 65_516)
@@ -653,7 +803,7 @@ def test_a_label_for_a_latent_without_dashboard_is_left_out_and_counted(tmp_path
 
 def test_a_label_for_no_latent_of_an_sae_of_unknown_width_is_named(tmp_path):
     facts = LOCAL | MODEL | {"hook_name": "blocks.5.hook_resid_post", "description": "D"}
-    folder = foreign(tmp_path / "f")
+    folder = foreign(tmp_path / "f", layer=5)
     with pytest.raises(DataError, match=r"a label of latent 20, which .* has not"):
         export(folder, tmp_path / "out", **facts, explanations={4: "a", 20: "b"})
     done = export(folder, tmp_path / "out", **facts, explanations={4: "a"})
@@ -699,9 +849,9 @@ def test_a_row_that_cannot_be_written_is_named(dashboards, tmp_path):
             export(dashboards, tmp_path / "out", **facts)
     with pytest.raises(DataError, match=r"sourceset\.jsonl cannot be written, as a text in it has a NUL"):
         export(dashboards, tmp_path / "out", description="a\0b")
-    folder = sample.write_dashboards(tmp_path / "e", n_prompts_total="many")
+    folder = foreign(tmp_path / "e", stated={"n_prompts_total": "many"})
     with pytest.raises(DataError, match="The dashboards: n_prompts_total is many, which is no finite number"):
-        export(folder, tmp_path / "out")
+        export(folder, tmp_path / "out", **OF_FOREIGN)
     assert list((tmp_path / "out" / "gemma-4-e4b").iterdir()) == []
 
 

@@ -28,6 +28,16 @@ def content(folder, name):
     return json.loads((folder / name).read_text())
 
 
+def settings_with(place, value):
+    whole = sample.settings(20)
+    *around, last = place.split(".")
+    part = whole
+    for key in around:
+        part = part[key]
+    part[last] = value
+    return whole
+
+
 def test_ours_are_read_whole(ours):
     found = Dashboards(ours)
     assert found.ours and found.header == sample.HEADER and found.dead == [3, 11]
@@ -85,7 +95,7 @@ def test_a_folder_of_dead_latents_alone_is_one(tmp_path):
 def test_what_is_no_folder_of_dashboards_is_said_to_be_none(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for name in ("none", "file", "empty"):
+    for name in ("none", "file", "empty", "a\0b"):
         with pytest.raises(DataError, match=f"{name} is no folder of dashboards"):
             Dashboards(tmp_path / name)
 
@@ -98,11 +108,11 @@ def test_dashboards_that_are_not_finished_are_not_read(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
 def test_a_batch_that_a_kill_cut_off_is_named(share, ours, theirs):
-    for folder in (ours, theirs):
+    for folder, reason in ((ours, "is gone, or shorter"), (theirs, "is not whole, or no JSON")):
         file = folder / "batch-1.json"
         whole = file.read_bytes()
         file.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(DataError, match=r"batch-1\.json is not whole, or no JSON"):
+        with pytest.raises(DataError, match=rf"batch-1\.json {reason}"):
             list(Dashboards(folder).features())
 
 
@@ -116,10 +126,32 @@ def test_a_batch_that_a_kill_cut_off_is_named(share, ours, theirs):
         ("\x00\x01", "is not whole, or no JSON"),
     ],
 )
-def test_a_file_that_is_no_batch_is_named(text, reason, ours):
-    (ours / "batch-1.json").write_text(text)
+def test_a_file_that_is_no_batch_is_named(text, reason, theirs):
+    (theirs / "batch-1.json").write_text(text)
     with pytest.raises(DataError, match=rf"batch-1\.json {reason}"):
-        list(Dashboards(ours).features())
+        list(Dashboards(theirs).features())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("offset"),
+        lambda c: c.update(index=5),
+        lambda c: c["index"].pop(),
+        lambda c: c["length"].__setitem__(0, "7"),
+        lambda c: c["file"].__setitem__(0, "../../x"),
+        lambda c: c.clear(),
+    ],
+)
+def test_an_index_that_is_not_as_it_was_written_is_named(change, ours):
+    columns = json.loads((ours / "latents.json").read_text())
+    change(columns)
+    (ours / "latents.json").write_text(json.dumps(columns))
+    with pytest.raises(DataError, match=r"latents\.json|/x is gone"):
+        Dashboards(ours)
+    (ours / "latents.json").unlink()
+    with pytest.raises(DataError, match=r"has no latents\.json"):
+        Dashboards(ours)
 
 
 @pytest.mark.parametrize("name", ["run_settings.json", "skipped_indexes.json"])
@@ -127,6 +159,52 @@ def test_settings_that_cannot_be_read_are_named(name, ours):
     (ours / name).write_text("{")
     with pytest.raises(DataError, match=f"{name} is not whole"):
         Dashboards(ours)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        ("sae", [1], r"sae is \[1\], and no object"),
+        ("sae", None, "sae is nothing, and no object"),
+        ("model", "gemma", "model is 'gemma', and no object"),
+        ("corpus", 5, "corpus is 5, and no object"),
+        ("layer", "21", "layer is '21', and no integer"),
+        ("layer", True, "layer is True, and no integer"),
+        ("model_id", 5, "model_id is 5, and no text"),
+        ("n_tokens", None, "n_tokens is nothing, and no integer"),
+        ("n_prompts_total", 1.5, "n_prompts_total is 1.5, and no integer"),
+        ("n_tokens_in_prompt", "32", "n_tokens_in_prompt is '32', and no integer"),
+        ("sae.d_sae", None, "sae.d_sae is nothing, and no integer"),
+        ("sae.d_in", "8", "sae.d_in is '8', and no integer"),
+        ("sae.hook_name", None, "sae.hook_name is nothing, and no text"),
+        ("sae.release", ["a"], r"sae.release is \['a'\], and no text"),
+        ("sae.config", "topk", "sae.config is 'topk', and no object"),
+        ("sae.config.metadata", [], r"sae.config.metadata is \[\], and no object"),
+        ("model.name", 5, "model.name is 5, and no text"),
+        ("model.n_layers", "42", "model.n_layers is '42', and no integer"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(place, value, reason, ours):
+    (ours / "run_settings.json").write_text(json.dumps(settings_with(place, value)))
+    with pytest.raises(DataError, match=rf"run_settings\.json: {reason}\. Make the dashboards again"):
+        Dashboards(ours)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("model.name", None), ("sae.config", None), ("sae.config.metadata", None), ("layer", None)]
+)
+def test_a_setting_that_may_be_empty_is_let_be(place, value, tmp_path):
+    folder = sample.write_dashboards(tmp_path / "d", **settings_with(place, value))
+    assert Dashboards(folder).ours
+
+
+@pytest.mark.parametrize(
+    "found", [{"indices": None}, {"indices": [1]}, {"cosine": {"a": []}}, {"cosine": "x"}, {"cosine": [[], None]}]
+)
+def test_neighbours_that_are_no_lists_of_lists_are_named(found, ours):
+    (ours / "nearest.json").write_text(json.dumps({"indices": [], "cosine": []} | found))
+    with pytest.raises(DataError, match=rf"nearest\.json has no list of {next(iter(found))}, each a list"):
+        _ = Dashboards(ours).nearest
 
 
 @pytest.mark.parametrize("skipped", ["null", "3", '["a"]', "[1.5]", "[true]"])

@@ -128,6 +128,60 @@ def test_an_sae_in_a_folder_is_asked_about_all_at_once_and_takes_what_is_stated(
     assert row["model"] == "gemma-4-demo" and row["saes"][0]["neuronpedia"] == "gemma-4-demo/3-me-res-2k"
 
 
+def test_every_key_of_a_recipe_arrives(tmp_path, monkeypatch):
+    """Of a recipe in which no value is the default."""
+    seen = {}
+
+    def spied(name):
+        real = getattr(job_module, name)
+
+        def call(*args, **kwargs):
+            seen[name] = (args, kwargs)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("plan_dashboards", "make_dashboards", "export_neuronpedia", "load_for_sae_lens", "read_explanations"):
+        monkeypatch.setattr(job_module, name, spied(name))
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"3": "three"}')
+    text = {
+        "dataset": "embedded:chat", "split": "heldout", "prompts": 6, "context_size": 24, "batch_blocks": 5,
+        "isolate_documents": True,
+    }  # fmt: skip
+    dashboard = {
+        "n_strongest": 3, "n_intervals": 2, "n_each": 1, "n_logits": 4, "n_nearest": 5, "n_rows": 2,
+        "cofiring_tokens": 100, "seed": 9,
+    }  # fmt: skip
+    stated = {"set_name": "mine-res", "suffix": "b", "notes": "why", "explanation_type": "np_max-act"}
+    job = recipe(
+        tmp_path / "out",
+        sae={"release": RELEASE, "sae_id": SAE_ID, "fold_decoder_norms": True, "hook_name": "model.layers.3"},
+        model={"name": "gemma-4-demo", "dtype": "float64", "kwargs": {"attn_implementation": "eager"}},
+        text=text,
+        dashboard=dashboard,
+        listing=stated,
+        labels=str(labels),
+        keep_firings=True,
+    )
+    folded = []
+    monkeypatch.setattr("sae_lens.JumpReLUSAE.fold_W_dec_norm", lambda self: folded.append(self))
+    prepare(from_mapping(NeuronpediaJob, job, "recipe")).run(progress=False)
+    assert len(folded) == 1
+    args, kwargs = seen["plan_dashboards"]
+    assert args[2] == "embedded:chat" and kwargs["hook_name"] == "model.layers.3"
+    assert {k: kwargs["n_prompts" if k == "prompts" else k] for k in text if k != "dataset"} == {
+        k: v for k, v in text.items() if k != "dataset"
+    }
+    assert kwargs["settings"] == job_module.DashboardSettings(**dashboard)
+    assert (kwargs["set_name"], kwargs["suffix"]) == ("mine-res", "b")
+    assert kwargs["source"] == {"release": RELEASE, "sae_id": SAE_ID}
+    assert seen["load_for_sae_lens"][0][3] == {"dtype": "float64", "attn_implementation": "eager"}
+    assert seen["make_dashboards"][1]["keep_firings"] is True
+    assert seen["read_explanations"][1]["type_name"] == "np_max-act"
+    assert seen["export_neuronpedia"][1].items() >= stated.items()
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*-neuronpedia.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_read_strictly(path, tmp_path):
     data = yaml.safe_load(path.read_text())

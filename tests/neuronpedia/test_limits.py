@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sae_lens_gemma4.errors import DataError
 from sae_lens_gemma4.interp.pieces import safe_text
 from sae_lens_gemma4.neuronpedia.explanations import Explanation
-from sae_lens_gemma4.neuronpedia.limits import Changes, cut, encoded, fit
+from sae_lens_gemma4.neuronpedia.limits import URL, Changes, cut, encoded, fit
 from tests.neuronpedia.api_server import _storable, check_batch
 from tests.neuronpedia.sample import feature
 
@@ -136,6 +136,34 @@ def test_labels_that_are_cut_and_kinds_that_the_site_does_not_have_are_counted()
     assert (changes.cut_labels, changes.dropped_methods) == (1, {"my-way"})
 
 
+def test_who_or_what_stated_a_label_is_not_sent_and_each_such_label_is_counted():
+    labels = [Explanation("a", notes="a person"), Explanation("b", model_name="gpt-5", notes="x"), Explanation("c")]
+    row, changes = sent(dashboard(), labels)
+    assert row["explanations"] == [{"text": text, "methodName": None, "modelName": None} for text in "abc"]
+    assert changes == Changes(dropped_sources=2)
+
+
+@pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("https://huggingface.co/me/my-saes", True),
+        ("http://me.example:8080/a%20b?c=d&e=/#f", True),
+        ("https://müller.example/saes", True),
+        ("https://me.example?c=d", True),
+        ("https://localhost/saes", False),
+        ("me.example", False),
+        ("https://me..example", False),
+        ("https://me.example/a b", False),
+        ("https://me.example/a\n", False),
+        ("https://me.example/100%", False),
+        ("javascript:alert(1)//https://me.example", False),
+    ],
+)
+def test_an_address_passes_where_the_site_lets_it_pass(url, taken):
+    """The answers are those of yup 1.7.1, by which the site checks."""
+    assert (URL.fullmatch(url) is not None) == taken
+
+
 def test_the_top_group_keeps_its_mark_and_has_no_fraction():
     row, changes = sent(dashboard(activations=[example(bin_min=-1, bin_max=12.5, bin_contains=-1)]))
     only = row["activations"][0]
@@ -148,6 +176,8 @@ def test_bounds_that_the_site_does_not_take_are_left_out_and_counted():
     only = row["activations"][0]
     assert (only["quantileMin"], only["quantileMax"], only["quantileFraction"]) == (1.0, None, None)
     assert only["values"] == [0, 2e8]
+    row, _ = sent(dashboard(activations=[example(bin_min=-2e8, bin_max=-1e8)]))
+    assert (row["activations"][0]["quantileMin"], row["activations"][0]["quantileMax"]) == (-2e8, -1e8)
     assert changes.dropped_bounds == 2
 
 

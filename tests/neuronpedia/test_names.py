@@ -34,7 +34,8 @@ def test_an_id_in_use_is_taken_apart_and_put_together(written, model_id, layer, 
 
 
 @pytest.mark.parametrize(
-    "written", ["", "gemma-4-e4b", "gemma-4-e4b/", "gemma-4-e4b/res-65k", "/21-res", "a/b/21-res-65k"]
+    "written",
+    ["", "gemma-4-e4b", "gemma-4-e4b/", "gemma-4-e4b/res-65k", "/21-res", "a/b/21-res-65k", "gemma-4-e4b/21-res__a__b"],
 )
 def test_what_is_no_id_is_said_to_be_none(written):
     with pytest.raises(ConfigError):
@@ -55,7 +56,15 @@ def test_what_is_no_id_is_said_to_be_none(written):
         ({"set_name": "-res"}, "'res' would do"),
         ({"set_name": ""}, "set name ''"),
         ({"set_name": "neurons"}, "keeps that name"),
-        ({"layer": -1}, "counted from 0"),
+        ({"layer": -1}, "counted from 0, so -1 is none"),
+        ({"layer": True}, "Layers are integers, counted from 0, so True is none"),
+        ({"layer": 3.0}, "so 3.0 is none"),
+        ({"layer": "3"}, "so '3' is none"),
+        ({"layer": None}, "so None is none"),
+        ({"model_id": None}, "A model id is a text, and None is none"),
+        ({"set_name": 5}, "A set name is a text, and 5 is none"),
+        ({"suffix": 5}, "A suffix is a text, and 5 is none"),
+        ({"suffix": "l0__34"}, "suffix 'l0__34'.*'l0-34' would do"),
         ({"suffix": "l0 34"}, "suffix 'l0 34'.*'l0-34' would do"),
         ({"suffix": ""}, "suffix ''"),
     ],

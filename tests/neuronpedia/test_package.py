@@ -5,7 +5,10 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -97,11 +100,21 @@ def test_the_same_export_is_the_same_file(export, tmp_path):
 
 def test_one_source_or_several_go_in(export, tmp_path):
     one = contents(pack(export / MODEL / SOURCE, tmp_path / "one.tar"))
+    assert one == contents(pack(export / MODEL, tmp_path / "model.tar"))
     assert one == contents(pack(export, tmp_path / "whole.tar"))
     write_export(export, "22-matryoshka-res-65k__l0-34", labels=False)
     both = contents(pack(export))
     assert set(one) < set(both)
     assert b"source 22-matryoshka-res-65k__l0-34: 6 features, 12 activations, 0 explanations;" in both["README.txt"]
+
+
+def test_an_export_beside_its_dashboards_is_found(export, tmp_path):
+    whole = contents(pack(export, tmp_path / "whole.tar"))
+    job = tmp_path / "job"
+    (job / "dashboards").mkdir(parents=True)
+    shutil.move(export, job / "exports")
+    assert contents(pack(job)) == whole
+    assert (tmp_path / "job.tar").is_file()
 
 
 def cut_short(path):
@@ -179,3 +192,15 @@ def test_the_command_packs(export, tmp_path):
     assert result.exit_code == 0
     assert f"{out}: {out.stat().st_size:,} bytes. README.txt in it says how it is imported." in result.stdout
     assert len(contents(out)) == 12
+
+
+def test_the_check_against_the_sites_database_names_what_is_no_export_at_once(export, tmp_path):
+    recipe = Path(__file__).parents[2] / "recipes" / "check_neuronpedia.py"
+    (export / MODEL / SOURCE / "source.jsonl").unlink()
+    for place, missing in (
+        (tmp_path / "nope", "release.jsonl, model.jsonl, sourceset.jsonl, source.jsonl"),
+        (export / MODEL / SOURCE, "source.jsonl"),
+    ):
+        done = subprocess.run([sys.executable, recipe, tmp_path, place], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"{place} is no export, {{modelId}}/{{sourceId}}: it has no {missing}\n"

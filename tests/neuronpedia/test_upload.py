@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sae_lens_gemma4.cli import uploading  # noqa: F401  (it adds its command)
 from sae_lens_gemma4.cli.group import cli
-from sae_lens_gemma4.errors import ConfigError, DataError, DependencyError, HubError
-from sae_lens_gemma4.neuronpedia.site import BASE_URL, Patience, SiteError
+from sae_lens_gemma4.errors import ConfigError, DataError, DependencyError, HubError, MismatchWarning
+from sae_lens_gemma4.neuronpedia.site import BASE_URL, Patience, Site, SiteError
 from sae_lens_gemma4.neuronpedia.upload import upload_neuronpedia
 from tests.neuronpedia.api_server import Neuronpedia
 from tests.neuronpedia.sample import write_dashboards
@@ -227,7 +227,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped(folder, site):
     with pytest.raises(SiteError):
         upload(folder, site)
     (ledger,) = folder.glob("uploaded-*.jsonl")
-    ledger.write_bytes(ledger.read_bytes() + b'{"state": "sent", "indices": [9, 10,')
+    ledger.write_bytes(ledger.read_bytes() + b'{"state": "sent", "indices": [' + b"9, " * 1000)
     upload(folder, site)
     assert_each_is_there_once(site, folder)
     assert all(json.loads(line) for line in ledger.read_text().splitlines())
@@ -255,6 +255,53 @@ def test_dashboards_that_changed_since_are_refused(folder, site):
     assert site.count("upload") == 2
 
 
+def test_an_upload_that_sent_nothing_binds_the_next_to_nothing(folder, site):
+    for wrong in ({"layer": 42}, {"suffix": "l0-34"}, {"api_key": "a-wrong-key"}):
+        with pytest.raises((ConfigError, SiteError)):
+            upload(folder, site, **wrong)
+    assert not list(folder.glob("uploaded-*")) and not list(folder.glob(".*"))
+    site.fail("upload", "400")
+    with pytest.raises(SiteError):
+        upload(folder, site)
+    upload(folder, site, explanations={0: "a label"})
+    assert_each_is_there_once(site, folder)
+    assert len(site.explanations) == 1
+    (ledger,) = folder.glob("uploaded-*")
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [line.get("state", "header") for line in lines] == ["header", *["sending", "sent"] * 5]
+
+
+def test_a_ledger_of_its_first_line_alone_is_begun_anew(folder, site, tmp_path):
+    state = tmp_path / "state.jsonl"
+    upload(folder, site, state=state)
+    first = state.read_bytes().splitlines(keepends=True)[0]
+    for content in (b"", first[:30], first, first + b'{"state": "sending", "ind' + b"9, " * 1000):
+        state.write_bytes(content)
+        write_dashboards(folder, seed=len(content))
+        upload(folder, site, state=state, set_name=f"set-{len(content)}")
+        assert_each_is_there_once(site, folder, (SOURCE[0], f"21-set-{len(content)}"))
+        assert len(state.read_text().splitlines()) == 11
+
+
+def test_a_file_of_something_else_is_not_taken_for_a_ledger(folder, site, tmp_path):
+    state = tmp_path / "notes.json"
+    for text in ('{"mine": 1}', "notes", '{"schema": 1}\n', '{"schema": 1, "content": {}}\n', "[" * 100_000 + "\n"):
+        state.write_text(text)
+        with pytest.raises(DataError, match=r"notes.json is no ledger of an upload"):
+            upload(folder, site, state=state)
+        assert state.read_text() == text
+    assert not site.requests
+
+
+def test_a_ledger_with_a_line_that_says_nothing_is_named(folder, site, tmp_path):
+    upload(folder, site, state=tmp_path / "state.jsonl")
+    whole = (tmp_path / "state.jsonl").read_text()
+    for line in ("{}", '{"state": "sent", "indices": [[1]], "at": 0}', '{"state": "sent", "indices": [0], "at": "x"}'):
+        (tmp_path / "state.jsonl").write_text(whole + line + "\n")
+        with pytest.raises(DataError, match="has a line that is none of a ledger"):
+            upload(folder, site, state=tmp_path / "state.jsonl")
+
+
 def test_a_ledger_of_another_source_is_refused(folder, site, tmp_path):
     upload(folder, site, state=tmp_path / "state.jsonl")
     with pytest.raises(DataError, match=r"is of an upload to .*21-matryoshka-res-65k, not to .*22-matryoshka"):
@@ -279,6 +326,7 @@ def test_two_uploads_at_once_are_one_too_many(folder, site):
     site.release.set()
     first.join()
     assert_each_is_there_once(site, folder)
+    assert not list(folder.glob(".*"))
 
 
 def test_a_refusal_is_final_and_says_what_the_site_said(folder, site):
@@ -316,6 +364,39 @@ def test_a_missing_key_or_client_is_named_before_anything_is_read(folder, site, 
     monkeypatch.delenv("NEURONPEDIA_API_KEY")
     with pytest.raises(ConfigError, match=r"set NEURONPEDIA_API_KEY. You find yours at neuronpedia.org/account"):
         upload(folder, site)
+
+
+@pytest.mark.parametrize("reason", [TypeError("pydantic 1 is too old"), RuntimeError("no such backend")])
+def test_a_client_that_cannot_be_imported_is_named_with_its_reason(folder, site, monkeypatch, reason):
+    def broken(name):
+        raise reason
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(
+        DependencyError, match=rf"neuronpedia\]\". The one here fails with {type(reason).__name__}: {reason}"
+    ):
+        upload(folder, site)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": "4"}, "batches of 1 to 128 latents, not '4' .batch_size"),
+        ({"batch_size": 1.5}, "batches of 1 to 128 latents, not 1.5 .batch_size"),
+        ({"batch_size": True}, "batches of 1 to 128 latents, not True .batch_size"),
+        ({"max_bytes": "x"}, "max_bytes must be a whole number above 0, not 'x'"),
+        ({"max_bytes": 0}, "max_bytes must be a whole number above 0, not 0"),
+        ({"base_url": 5}, "base_url must be a text, not of type int"),
+        ({"api_key": 5}, "api_key must be a text, not of type int"),
+        ({"description": ["a"]}, "description must be a text, not of type list"),
+        ({"url": 5}, "url must be a text, not of type int"),
+        ({"url": "my page"}, "'my page' is no web address .url. that a set can have"),
+    ],
+)
+def test_what_is_of_a_wrong_kind_is_named_before_anything_is_asked_or_made(folder, site, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        upload(folder, site, model_id="gemma-4-x", new_model=True, **wrong)
+    assert not site.requests
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "neuronpedia.org", "http://key@127.0.0.1", ""])
@@ -424,6 +505,13 @@ def test_labels_go_along_and_those_of_dead_latents_are_counted(folder, site):
         upload(folder, site, explanations={20: "none"})
 
 
+def test_a_file_without_a_label_is_warned_of(folder, site, tmp_path):
+    (tmp_path / "labels.csv").write_text("index,label\n")
+    with pytest.warns(MismatchWarning, match=r"There is no label in .*labels\.csv\."):
+        done = upload(folder, site, explanations=tmp_path / "labels.csv")
+    assert done.labels == 0
+
+
 def test_a_batch_has_at_most_128_latents_and_the_bytes_that_the_site_takes(tmp_path, site):
     folder = write_dashboards(tmp_path, d_sae=140, per_file=1000, dead=())
     upload(folder, site, batch_size=128)
@@ -470,6 +558,23 @@ def test_one_broken_row_stops_the_upload_before_it_begins(folder, site):
     assert not site.requests
 
 
+def test_dashboards_beside_their_export_are_found_and_an_export_is_told_from_them(folder, site, tmp_path):
+    place = tmp_path / "exports" / SOURCE[0] / SOURCE[1]
+    place.mkdir(parents=True)
+    (place / "source.jsonl").write_text("{}\n")
+    for export in (place, place.parent, tmp_path / "exports"):
+        with pytest.raises(DataError, match=r"is an export, and an upload is of dashboards. .* --offline packs it"):
+            upload(export, site)
+    upload(tmp_path, site)
+    assert_each_is_there_once(site, folder)
+    assert len(list(folder.glob("uploaded-*"))) == 1
+    (folder / "run_settings.json").write_text('{"schema": 1}')
+    with pytest.raises(DataError, match="are not finished"):
+        upload(tmp_path, site)
+    with pytest.raises(DataError, match=r"nowhere is no folder of dashboards"):
+        upload(tmp_path / "nowhere", site)
+
+
 def run(*args):
     return CliRunner().invoke(cli, ["upload-neuronpedia", *map(str, args)], catch_exceptions=False)
 
@@ -503,6 +608,32 @@ def test_the_command_uploads_and_says_where_to_look(folder, site):
     assert "gemma-4-e4b/5-matryoshka-res-65k: 18 latents sent, 0 were there, 2 dead left out." in result.stdout
     assert result.stdout.rstrip().endswith("/gemma-4-e4b/5-matryoshka-res-65k")
     assert_each_is_there_once(site, folder, ("gemma-4-e4b", "5-matryoshka-res-65k"))
+
+
+def test_the_command_says_what_is_not_sent_of_labels(folder, site, tmp_path):
+    (tmp_path / "labels.json").write_text(json.dumps({"0": {"label": "cats", "notes": "a person"}, "1": "dogs"}))
+    for more in (["--dry-run"], ["--base-url", site.url]):
+        result = run(folder, "--labels", tmp_path / "labels.json", *more)
+        assert "\n1 labels sent without who or what stated them.\n" in result.stdout
+
+
+def test_ctrl_c_says_how_to_go_on(folder, site, monkeypatch):
+    send, calls = Site.upload, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        send(*args)
+
+    monkeypatch.setattr(Site, "upload", interrupted)
+    command = (folder, "--base-url", site.url, "--batch-size", 4)
+    result = run(*command)
+    assert result.exit_code == 1 and "\nStopped. The same command goes on from here.\n" in result.stderr
+    assert len(site.latents) == 8 and not list(folder.glob(".*"))
+    monkeypatch.setattr("sae_lens_gemma4.neuronpedia.upload.Patience", lambda: QUICK)
+    assert "10 latents sent, 8 were there" in run(*command).stdout
+    assert_each_is_there_once(site, folder)
 
 
 def test_what_is_of_uploads_does_not_go_with_offline(folder, tmp_path):
