@@ -172,9 +172,9 @@ class Dashboards:
         columns = [found.get(name) for name in COLUMNS]
         if not all(isinstance(column, list) for column in columns) or len({len(c or ()) for c in columns}) > 1:
             raise DataError(f"{self.path / LATENTS} has not the columns {', '.join(COLUMNS)}, as long as each other.")
-        for name in ("index", "offset", "length"):
-            if not set(map(type, found[name])) <= {int}:
-                raise DataError(f"{self.path / LATENTS} has a column {name} of something else than integers.")
+        for name, kind in (("index", int), ("offset", int), ("length", int), ("file", str)):
+            if not set(map(type, found[name])) <= {kind}:
+                raise DataError(f"{self.path / LATENTS} has a column {name} of something else than {_IN_WORDS[kind]}s.")
         return found
 
     def _check_files(self) -> None:
@@ -187,9 +187,7 @@ class Dashboards:
         sizes = {file.name: file.stat().st_size for file in self.files}
         for name, end in ends.items():
             if sizes.get(name, 0) < end:
-                raise DataError(
-                    f"{self.path / str(name)} is gone, or shorter than {LATENTS} says. Make the folder again."
-                )
+                raise DataError(f"{self.path / name} is gone, or shorter than {LATENTS} says. Make the folder again.")
 
     def _read_header(self) -> dict[str, Any]:
         if self.ours:

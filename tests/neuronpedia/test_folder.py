@@ -212,3 +212,29 @@ def test_a_list_of_dead_latents_that_is_none_is_named(skipped, ours):
     (ours / "skipped_indexes.json").write_text(f'{{"skipped_indexes": {skipped}}}')
     with pytest.raises(DataError, match=r"skipped_indexes\.json has no list of skipped_indexes"):
         Dashboards(ours)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("file", [1] * 18, "has a column file of something else than texts"),
+        ("file", [[]] * 18, "has a column file of something else than texts"),
+        ("offset", ["0"] * 18, "has a column offset of something else than integers"),
+        ("length", [True] * 18, "has a column length of something else than integers"),
+        ("index", [0] * 17, "has not the columns index, .*, as long as each other"),
+        ("density", None, "has not the columns index"),
+    ],
+)
+def test_places_of_dashboards_that_are_none_are_named(column, value, reason, ours):
+    (ours / "latents.json").write_text(json.dumps(content(ours, "latents.json") | {column: value}))
+    with pytest.raises(DataError, match=rf"latents\.json {reason}"):
+        Dashboards(ours)
+
+
+def test_our_dashboards_of_which_a_file_was_lost_are_not_read(ours):
+    (ours / "batch-2.json").unlink()
+    with pytest.raises(DataError, match=r"batch-2\.json is gone, or shorter than latents\.json says"):
+        Dashboards(ours)
+    (ours / "latents.json").unlink()
+    with pytest.raises(DataError, match=r"ours has no latents\.json\. Make the folder again"):
+        Dashboards(ours)
