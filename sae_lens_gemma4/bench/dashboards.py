@@ -3,8 +3,8 @@
 Three contestants see the same blocks in each round, in an order drawn anew. *Bare* is the model's forward pass and the
 SAE's own `encode`, and throws away what comes out. *The pass* is this package's, to the last activation on disk.
 *By 128* goes through the activations once for each 128 latents, as sae-dashboard does, and computes nothing but these
-latents; the activations it reads are in memory, where sae-dashboard's are on disk. What follows the pass is a cost a latent and
-not a token, and is measured once.
+latents; the activations it reads are in memory, where sae-dashboard's are on disk. What follows the pass is a cost a
+latent and not a token, and is measured once.
 """
 
 from __future__ import annotations
