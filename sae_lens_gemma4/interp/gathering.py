@@ -42,7 +42,7 @@ class Needs(NamedTuple):
     """What a pass takes besides model, SAE and corpus, in bytes.
 
     Attributes:
-        l0: active latents a token, on the first blocks.
+        l0: active latents a token, on a batch of blocks.
     """
 
     memory: int

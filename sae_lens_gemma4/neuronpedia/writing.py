@@ -30,10 +30,9 @@ from sae_lens_gemma4.interp.firings import Firing, Firings
 from sae_lens_gemma4.interp.gathering import neuron_correlations
 from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.neuronpedia.folder import COLUMNS, LATENTS, NEAREST, SKIPPED, Feature, summary
+from sae_lens_gemma4.neuronpedia.row_files import MAX_FILES
 
 _CLOSING = "\n]}\n"
-MAX_FILES = 1000
-"""Files in a folder that Neuronpedia's import lists."""
 
 
 @dataclass(frozen=True)
