@@ -94,6 +94,14 @@ class Firings:
     def n_blocks(self) -> int:
         return self.shards[-1][2] if self.shards else 0
 
+    @property
+    def n_activations(self) -> int:
+        total = 0
+        for path, _, _ in self.shards:
+            with _opened(path) as shard:
+                total += int(shard.get_slice("offset_f")[self.d_sae :].item())
+        return total
+
     def append(self, active: ActiveLatents, end_block: int, sums: Mapping[str, torch.Tensor]) -> None:
         """Write the activations of the blocks from `n_blocks` to `end_block`.
 

@@ -18,6 +18,8 @@ from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.evaluation.reading import ActiveLatents
 from sae_lens_gemma4.interp.firings import Firings
 
+MOST_ACTIVATIONS = 2**25
+"""In the sample; 64 bytes each, 2 GiB."""
 _VARIES = 1e-10
 """The share of a latent's squares that must be variance, else it does not vary: float64 sums leave less."""
 
@@ -72,11 +74,13 @@ class Cofiring:
     """The sample of a text on which latents are compared by when they fire.
 
     Args:
-        most_tokens: the sample is of blocks spread evenly, so many that their tokens that count do not exceed this.
+        most_tokens: the sample is of blocks spread evenly, so many that their tokens that count do not exceed this, nor
+            their activations `MOST_ACTIVATIONS`, as they would for an SAE that fires everywhere.
     """
 
     def __init__(self, firings: Firings, corpus: Corpus, most_tokens: int) -> None:
-        n_blocks = max(1, min(corpus.n_blocks, most_tokens * corpus.n_blocks // corpus.n_tokens))
+        share = min(1.0, most_tokens / corpus.n_tokens, MOST_ACTIVATIONS / max(firings.n_activations, 1))
+        n_blocks = max(1, int(share * corpus.n_blocks))
         blocks_b = np.unique(np.linspace(0, corpus.n_blocks - 1, n_blocks).round().astype(np.int64))
         self.n_tokens = int(corpus.keep_bp[torch.from_numpy(blocks_b)].sum())
         active: ActiveLatents = firings.by_token(blocks_b)

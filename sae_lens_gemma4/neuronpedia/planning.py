@@ -22,6 +22,7 @@ from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
 from sae_lens_gemma4.evaluation.measuring import check_sae
 from sae_lens_gemma4.interp.firings import blocks_done
 from sae_lens_gemma4.interp.gathering import needs
+from sae_lens_gemma4.interp.neighbours import MOST_ACTIVATIONS
 from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.models.hook_names import canonical_name, hf_name, layer_of
 from sae_lens_gemma4.models.interface import HookedModel, model_name, require_hook, vocab_size
@@ -99,8 +100,8 @@ class Plan:
         done = blocks_done(folder / FIRINGS)
         found = needs(self.sae, self.model, self.hook_name, self.corpus, done_blocks=done, **self.reading)
         d_sae, width = self.sae.W_dec.shape
-        sample = int(found.l0 * min(s.cofiring_tokens, self.corpus.n_tokens)) * _SAMPLED
-        writing = sample + d_sae * width * 4 + 3 * 128 * (vocab_size(self.model) or 0) * 4
+        sampled = min(int(found.l0 * min(s.cofiring_tokens, self.corpus.n_tokens)), MOST_ACTIVATIONS)
+        writing = sampled * _SAMPLED + d_sae * width * 4 + 3 * 128 * (vocab_size(self.model) or 0) * 4
         cost = Cost(
             memory=max(found.memory, writing),
             firings=found.disk,

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae_lens_gemma4.interp import neighbours
 from sae_lens_gemma4.interp.gathering import gather_firings
 from sae_lens_gemma4.interp.neighbours import Cofiring, aligned_neurons, nearest_decoders, unit_rows
 from tests.interp.conftest import HOOK
@@ -59,6 +60,13 @@ def test_latents_that_fire_together_are_found_by_definition(sae, model, corpus, 
         assert found.pearson_k == pytest.approx([pearson for pearson, _ in best], abs=1e-5)
         for g, pearson, cosine in zip(*found, strict=True):
             assert (pearson, cosine) == pytest.approx(figures[g], abs=1e-5)
+
+
+def test_an_sae_that_fires_everywhere_is_sampled_less(sae, model, corpus, plain, tmp_path, monkeypatch):
+    firings = gather_firings(sae, model, HOOK, corpus, tmp_path, {"of": "this"}, progress=False)
+    assert firings.n_activations == int((plain[1] > 0).sum())
+    monkeypatch.setattr(neighbours, "MOST_ACTIVATIONS", firings.n_activations // 4)
+    assert corpus.n_tokens / 8 < Cofiring(firings, corpus, 10**6).n_tokens < corpus.n_tokens / 3
 
 
 def test_a_latent_that_fires_with_nobody_has_no_companions(sae, model, corpus, plain, tmp_path):
