@@ -184,6 +184,7 @@ def test_blocks_that_count_nowhere_are_no_hindrance(sae, model, corpus, tmp_path
 def test_shards_are_written_when_much_work_would_be_lost(sae, model, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(gathering, "SHARD_SECONDS", 0)
     assert len(gathered(sae, model, corpus, tmp_path).shards) == 6
+    assert [p.name for p in tmp_path.glob("sums-*")] == ["sums-00006.safetensors"]  # the older ones are of no use
 
 
 @pytest.mark.parametrize(("bias", "weight"), [(-torch.inf, 3e38), (0.0, 1e38)])

@@ -71,14 +71,15 @@ def test_on_the_way_to_the_stream_stand_the_layer_s_own_modules(hook, variant, w
     assert same_direction(ours, by_hand)
 
 
-def test_one_head_s_rows_go_through_that_head_s_columns():
+@pytest.mark.parametrize("head", [2, -2, 0])
+def test_one_head_s_rows_go_through_that_head_s_columns(head):
     hf = tiny_gemma4("ple")
     layer = hf.model.layers[1]
-    sae = sae_of(16, "blocks.1.attn.hook_z", hook_head_index=2)
+    sae = sae_of(16, "blocks.1.attn.hook_z", hook_head_index=head)
     with torch.no_grad():
         ours = Unembedding.of(g4.Gemma4ProxyLM(hf, tiny_tokenizer()), sae, "blocks.1.attn.hook_z").logits(sae.W_dec)
         z = torch.zeros(5, 4, 16)
-        z[:, 2] = sae.W_dec
+        z[:, head] = sae.W_dec
         stream = layer.post_attention_layernorm(layer.self_attn.o_proj(z.flatten(1) * 1e3)) * 1e3
         by_hand = hf.lm_head(hf.model.norm(stream))
     assert same_direction(ours, by_hand)
@@ -118,6 +119,19 @@ def test_gemma_3_s_norm_multiplies_by_one_plus_its_weight():
         ours = Unembedding.of(model, sae, hook).logits(sae.W_dec)
         by_hand = (sae.W_dec * gain * (1 + hf.model.norm.weight)) @ hf.lm_head.weight.T
         torch.testing.assert_close(ours, by_hand.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_final_norm_that_subtracts_the_mean_and_has_another_name():
+    from sae_lens.load_model import HookedProxyLM
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    hf = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2)).eval()
+    torch.nn.init.normal_(hf.transformer.ln_f.weight)
+    torch.nn.init.normal_(hf.transformer.ln_f.bias)
+    sae = sae_of(16, "blocks.1.hook_resid_post")
+    ours = Unembedding.of(HookedProxyLM(hf, tiny_tokenizer()), sae, "blocks.1.hook_resid_post").logits(sae.W_dec)
+    by_hand = (sae.W_dec * hf.transformer.ln_f.weight) @ hf.lm_head.weight.T
+    torch.testing.assert_close(ours, by_hand.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_transformerlens_s_models_have_them_too():

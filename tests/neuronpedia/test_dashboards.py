@@ -1,6 +1,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -412,6 +413,14 @@ def test_another_model_than_the_release_s_is_warned_of_and_named(sae, tmp_path):
     with pytest.warns(MismatchWarning, match="dashboards of another model, gemma-4-demo-it, than"):
         found = build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
     assert found.header["model_id"] == "gemma-4-demo-it"
+
+
+def test_another_s_tokens_are_refused(sae, model, corpus, tmp_path):
+    theirs = replace(corpus, origin=replace(corpus.origin, tokenizer="0123456789abcdef"))
+    with pytest.raises(DataError, match="another tokenizer"):
+        build_dashboards(sae, model, theirs, tmp_path / "d", progress=False)
+    with pytest.raises(DataError, match="token id 2048"):
+        build_dashboards(sae, model, torch.tensor([[2, 2048, 5]]), tmp_path / "d", progress=False)
 
 
 def test_a_text_shorter_than_asked_for_is_warned_of(sae, model, tmp_path):
