@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sae_lens_gemma4.activations.corpus import Corpus
@@ -109,12 +110,15 @@ class Cofiring:
         with_it = with_it[with_it != latent]
         product, sums, squares = product_g[with_it], self._sum_g[with_it], self._squares_g[with_it]
         mine, my_squares = self._sum_g[latent], self._squares_g[latent]
-        mine_varies, varies = n * my_squares - mine**2, n * squares - sums**2
-        spread = np.sqrt(np.where(varies > _VARIES * n * squares, varies, 0) * max(mine_varies, 0))
-        if mine_varies <= _VARIES * n * my_squares:
-            spread[:] = 0
+        spread = np.sqrt(_varying(n, mine, my_squares) * _varying(n, sums, squares))
         with np.errstate(divide="ignore", invalid="ignore"):
             pearson = np.where(spread > 0, (n * product - mine * sums) / spread, 0)
         best = np.argsort(-pearson, kind="stable")[:k]
         cosine = product[best] / np.sqrt(my_squares * squares[best])
         return Correlated(with_it[best].tolist(), pearson[best].clip(-1, 1).tolist(), cosine.clip(-1, 1).tolist())
+
+
+def _varying(n: int, sums: npt.NDArray[np.float64], squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """n² variances of values with these sums; 0 where they are rounding."""
+    varies = n * squares - sums**2
+    return np.where(varies > _VARIES * n * squares, varies, 0)

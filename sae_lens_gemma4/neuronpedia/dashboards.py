@@ -78,10 +78,11 @@ def make_dashboards(
             write_json(document, folder / SETTINGS)
             _write(plan, folder, progress)
             write_json(document | {"complete": True}, folder / SETTINGS)
-    made = Dashboards(folder)
-    if not keep_firings:
+            if not keep_firings:
+                remove_firings(folder / FIRINGS)
+    elif not keep_firings:  # what a kill just before their removal left
         remove_firings(folder / FIRINGS)
-    return made
+    return Dashboards(folder)
 
 
 def is_finished(folder: Path, document: Mapping[str, Any]) -> bool:

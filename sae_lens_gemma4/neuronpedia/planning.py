@@ -187,7 +187,6 @@ def plan_dashboards(
         "complete": False,
         **facts,
         "dashboard": asdict(settings),
-        "seed": settings.seed,
         "version": __version__,
     }
     return Plan(sae, model, hook_name, corpus, settings, document, batch_blocks, isolate_documents)

@@ -95,7 +95,6 @@ def settings(d_sae, **changed):
         "n_prompts_total": 64,
         "n_tokens_in_prompt": 32,
         "n_tokens": 64 * 31,
-        "seed": 0,
         "version": "0.1.0",
     } | changed
 

@@ -221,6 +221,16 @@ def test_a_finished_folder_is_opened_and_not_made_again(built, sae, model, corpu
     assert before == {p: p.stat().st_mtime_ns for p in built.path.iterdir()}
 
 
+def test_activations_that_a_kill_left_beside_finished_dashboards_are_removed(built, sae, model, corpus, tmp_path):
+    shutil.copytree(built.path, tmp_path / "d")
+    (tmp_path / "d" / "firings").mkdir()
+    (tmp_path / "d" / "firings" / "shard-00000.safetensors").write_bytes(b"x")
+    build_dashboards(sae, model, corpus, tmp_path / "d", keep_firings=True, progress=False)
+    assert (tmp_path / "d" / "firings").is_dir()
+    build_dashboards(sae, model, corpus, tmp_path / "d", progress=False)
+    assert not (tmp_path / "d" / "firings").exists()
+
+
 def test_a_folder_of_other_dashboards_is_refused_and_stays(built, sae, model, corpus, tmp_path):
     before = contents(built.path)
     with pytest.raises(ConfigError, match=r"dashboard\.n_strongest 20, not 5"):
