@@ -11,7 +11,7 @@ ROOT = Path(sae_lens_gemma4.__file__).parent
 ORDER = [
     "errors", "mapping", "embedded",
     "kernels", "models", "catalogue", "activations", "evaluation", "interp", "training", "report",
-    "publishing", "neuronpedia", "bench", "demo", "cli",
+    "publishing", "neuronpedia", "studies", "bench", "demo", "cli",
 ]  # fmt: skip
 EXCEPTIONS = {("evaluation/result.py", "report")}
 MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py"))

@@ -87,16 +87,17 @@ def _pieces(release: str, sae_id: str, features: Iterable[int] | None) -> Iterat
         if not _exists(index, entry):
             raise SAEError(f"{sae_id} of {release} has no feature {index}; its d_sae is {entry.d_sae}.")
     files = files_of(found)
-    return _read(schema, files, _names(files, entry.labels, schema.suffix), entry, wanted)
+    return _read(schema, files, _names(files, entry.labels, schema.suffixes), entry, wanted)
 
 
-def _names(files: Files, labels: str, suffix: str) -> list[str]:
+def _names(files: Files, labels: str, suffixes: tuple[str, ...]) -> list[str]:
     if not labels.startswith(SEARCH):
         return [labels]
-    there = sorted(name for name in files.names() if name.endswith(suffix))
+    there = sorted(name for name in files.names() if name.endswith(suffixes))
     if not (found := [name for name in there if re.search(labels.removeprefix(SEARCH), name)]):
         have = ", ".join(there[:12]) or "none"
-        raise SAEError(f"No {suffix} file of {files.describe()} matches {labels.removeprefix(SEARCH)!r}, of: {have}.")
+        kind = " or ".join(suffixes)
+        raise SAEError(f"No {kind} file of {files.describe()} matches {labels.removeprefix(SEARCH)!r}, of: {have}.")
     return found
 
 
@@ -105,7 +106,7 @@ def _read(
 ) -> Iterator[Piece]:
     seen = set()
     for name in names:
-        for where, label in schema.parse(Source(files.fetch(name), files.describe(name), entry, features)):
+        for where, label in schema.parse(Source(files.fetch(name), files.describe(name), entry.hook, features)):
             if not _exists(label.index, entry):
                 raise DataError(f"{where}: {entry.id} has no feature {label.index}; its d_sae is {entry.d_sae}.")
             if not schema.by_example:

@@ -17,6 +17,7 @@ from sae_lens_gemma4.cli import (  # noqa: F401  (they add their commands)
     bench,
     evaluating,
     exporting,
+    interpreting,
     publishing,
     releases,
     restoring,

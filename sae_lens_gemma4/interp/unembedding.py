@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
@@ -43,6 +43,30 @@ _WAYS: dict[str, tuple[str, ...]] = {
 """From a hook to the residual stream: modules of a Gemma layer, those with a `?` where there are any."""
 
 
+class Ends(NamedTuple):
+    """What a model does between its last layer and its logits.
+
+    Attributes:
+        weight_vd: the unembedding's weight.
+        norm: the final norm.
+        gain: multiplication by the final norm's weight alone.
+        unembed: from normed activations to logits before any soft cap.
+        softcap: `c` of c·tanh(logits / c); None where the model has none.
+        decoder: transformers' module that has the layers, where it is one.
+    """
+
+    weight_vd: torch.Tensor
+    norm: Callable[[torch.Tensor], torch.Tensor]
+    gain: Callable[[torch.Tensor], torch.Tensor]
+    unembed: Callable[[torch.Tensor], torch.Tensor]
+    softcap: float | None
+    decoder: Any
+
+    def capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """As transformers' Gemma models do it, in the logits' own dtype."""
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
 class Unembedding:
     """From decoder rows to logits, for one hook of one model. Made by `of`.
 
@@ -59,10 +83,10 @@ class Unembedding:
         here, and for a model whose final norm and unembedding are not where transformers and TransformerLens have them.
         """
         name = canonical_name(hook_name)
-        ends = _ends(model)
+        ends = ends_of(model)
         if ends is None:
             return None
-        weight_vd, gain, decoder = ends
+        weight_vd, gain, decoder = ends.weight_vd, ends.gain, ends.decoder
         if name == "ln_final.hook_out":
             return Unembedding(weight_vd, ())
         kind, layer = re.sub(r"^blocks\.\d+\.", "", name), re.match(r"blocks\.(\d+)\.", name)
@@ -85,12 +109,12 @@ class Unembedding:
         )
 
 
-def _ends(model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], Any] | None:
-    """The unembedding `[v, d]`, the final norm's weight as a function, and the decoder where it is transformers'."""
+def ends_of(model: Any) -> Ends | None:
+    """The ends of a model, or None where they are not where transformers and TransformerLens have them."""
     hf_model: Any = getattr(model, "original_model", None) or getattr(model, "model", None)
     if is_ours(model):
         decoder = text_decoder(hf_model)
-        return hf_model.lm_head.weight, _gain(decoder.norm), decoder
+        return _of_transformers(hf_model, decoder, decoder.norm, hf_model.lm_head)
     if hasattr(hf_model, "get_output_embeddings"):
         base = getattr(hf_model, hf_model.base_model_prefix, None)
         decoder = getattr(base, "language_model", base)
@@ -98,11 +122,19 @@ def _ends(model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tens
         unembedding = hf_model.get_output_embeddings()
         if norm is None or unembedding is None:
             return None
-        return unembedding.weight, _gain(norm), decoder if hasattr(decoder, "layers") else None
+        return _of_transformers(hf_model, decoder if hasattr(decoder, "layers") else None, norm, unembedding)
     if hasattr(model, "W_U"):  # TransformerLens; a folded norm has no weight
-        weight_d = getattr(getattr(model, "ln_final", None), "w", None)
-        return model.W_U.T, (lambda x: x if weight_d is None else x * weight_d.float()), None
+        norm = getattr(model, "ln_final", None) or torch.nn.Identity()
+        weight_d = getattr(norm, "w", None)
+        softcap = getattr(model.cfg, "output_logits_soft_cap", 0.0)
+        gain = torch.nn.Identity() if weight_d is None else (lambda x: x * weight_d.float())
+        return Ends(model.W_U.T, norm, gain, model.unembed, softcap if softcap > 0 else None, None)
     return None
+
+
+def _of_transformers(hf_model: Any, decoder: Any, norm: Any, unembedding: Any) -> Ends:
+    softcap = getattr(hf_model.config.get_text_config(), "final_logit_softcapping", None)
+    return Ends(unembedding.weight, norm, _gain(norm), unembedding, softcap, decoder)
 
 
 def _gain(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -19,7 +19,6 @@ from sae_lens_gemma4.activations.corpus import CorpusLike
 from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.result import write_json
 from sae_lens_gemma4.interp.firings import differing, read_facts, remove_firings
-from sae_lens_gemma4.interp.gathering import gather_firings
 from sae_lens_gemma4.interp.pieces import pieces_of
 from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.models.interface import HookedModel, vocab_size
@@ -110,20 +109,7 @@ def is_finished(folder: Path, document: Mapping[str, Any]) -> bool:
 
 def _write(plan: Plan, folder: Path, progress: bool) -> None:
     document, tokenizer = plan.document, plan.model.tokenizer
-    firings = gather_firings(
-        plan.sae,
-        plan.model,
-        plan.hook_name,
-        plan.corpus,
-        folder / FIRINGS,
-        {
-            "sae": document["sae"]["hash"],
-            "model": document["model"]["fingerprint"],
-            "corpus": document["corpus"]["hash"],
-        },
-        **plan.reading,
-        progress=progress,
-    )
+    firings = plan.gather(folder, progress=progress)
     pieces = pieces_of(tokenizer, vocab_size(plan.model) or len(tokenizer))
     unembedding = Unembedding.of(plan.model, plan.sae, plan.hook_name)
     bos, dataset = tokenizer.bos_token_id, document["dataset"]

@@ -20,6 +20,7 @@ from sae_lens_gemma4.catalogue.label_schemas import SCHEMAS, FeatureLabel
 from sae_lens_gemma4.catalogue.labels import load_feature_labels
 from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError, check_name
+from sae_lens_gemma4.interp.labels.files import iter_labels
 from sae_lens_gemma4.interp.pieces import safe_text
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
 
@@ -82,7 +83,8 @@ def read_explanations(
     """Labels by latent, ascending.
 
     A table (CSV, or with tabs or semicolons) has a column for the index and one or two for the text; JSON is an object
-    of texts, or of objects with the same keys. A title and a description become one text, title first.
+    of texts, or of objects with the same keys. A title and a description become one text, title first. `.jsonl` and
+    `.parquet` are files of `interp.label_files`, in which a latent may also have no label.
 
     Args:
         source: what to read.
@@ -198,6 +200,11 @@ def _of_value(value: Any) -> Iterable[Explanation]:
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, Any, Any]]:
+    if path.suffix in SCHEMAS["feature_labels"].suffixes:
+        for where, label in iter_labels(path):
+            if any(_of_label(label)):
+                yield where, label.index, label
+        return
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except OSError as e:
@@ -206,7 +213,7 @@ def _of_file(path: Path) -> Iterator[tuple[str, Any, Any]]:
         raise DataError(f"Explanations {path} are not in UTF-8: {e}.") from e
     except ValueError as e:  # of the path
         raise DataError(f"Explanations {str(path)!r} cannot be read: {e}.") from e
-    return _of_json(path, content) if path.suffix.lower() == ".json" else _of_table(path, content)
+    yield from _of_json(path, content) if path.suffix.lower() == ".json" else _of_table(path, content)
 
 
 def _of_json(path: Path, content: str) -> Iterator[tuple[str, Any, Any]]:

@@ -20,8 +20,8 @@ from sae_lens_gemma4.catalogue.registry import releases
 from sae_lens_gemma4.errors import CatalogueWarning, ConfigError, MismatchWarning, SAEError, warn_caller
 from sae_lens_gemma4.evaluation.identity import model_fingerprint, sae_hash
 from sae_lens_gemma4.evaluation.measuring import check_sae
-from sae_lens_gemma4.interp.firings import blocks_done
-from sae_lens_gemma4.interp.gathering import needs
+from sae_lens_gemma4.interp.firings import Firings, blocks_done
+from sae_lens_gemma4.interp.gathering import gather_firings, needs
 from sae_lens_gemma4.interp.neighbours import MOST_ACTIVATIONS
 from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.models.hook_names import canonical_name, hf_name, layer_of
@@ -89,6 +89,25 @@ class Plan:
     @property
     def header(self) -> dict[str, Any]:
         return {name: self.document[name] for name in HEADER}
+
+    def gather(self, folder: Path, *, progress: bool = True) -> Firings:
+        """The pass over the text, whose activations go to `folder`'s `firings`; errors as `gather_firings`."""
+        document = self.document
+        facts = {
+            "sae": document["sae"]["hash"],
+            "model": document["model"]["fingerprint"],
+            "corpus": document["corpus"]["hash"],
+        }
+        return gather_firings(
+            self.sae,
+            self.model,
+            self.hook_name,
+            self.corpus,
+            folder / FIRINGS,
+            facts,
+            **self.reading,
+            progress=progress,
+        )
 
     def cost(self, folder: str | Path) -> Cost:
         """What is still to be done takes. Reads one batch of the text.

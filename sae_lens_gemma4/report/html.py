@@ -7,22 +7,23 @@ page's content security policy forbids every request, so a self-contained page i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_lens_gemma4.errors import ConfigError, check_name
 from sae_lens_gemma4.report import figures, words
 from sae_lens_gemma4.report import numbers as n
+from sae_lens_gemma4.report.checking import check, missing_is_an_error
 from sae_lens_gemma4.report.outliers import LEGEND, Outliers, outliers
 from sae_lens_gemma4.report.plotting import Figure
 from sae_lens_gemma4.report.quantities import DEAD, L0, SSE_OF_TOP, VE, VE_WITHOUT_TOP
 from sae_lens_gemma4.report.release_table import release_table
+from sae_lens_gemma4.report.study import SCHEMA as STUDY_SCHEMA
+from sae_lens_gemma4.report.study import STUDIES, Panel, study_page
 from sae_lens_gemma4.report.tables import Table, headline, others
 from sae_lens_gemma4.report.visible import visible_name
 from sae_lens_gemma4.report.words import Evaluation, States
@@ -30,15 +31,6 @@ from sae_lens_gemma4.report.words import Evaluation, States
 SCHEMA = 2
 MAIN_COLUMNS = (VE, VE_WITHOUT_TOP, SSE_OF_TOP, L0, DEAD)
 """The quantities of the table over all corpora."""
-
-
-class Panel(NamedTuple):
-    """A plot with the words beside it."""
-
-    id: str
-    title: str
-    caption: str
-    figure: Figure
 
 
 class Group(NamedTuple):
@@ -76,8 +68,8 @@ def render_demo(report: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: the report is of another kind or schema, incomplete, or holds a number that is not finite.
     """
-    _check(report, "report", "demo")
-    with _missing_is_an_error("report"):
+    check(report, "report", "demo", SCHEMA)
+    with missing_is_an_error("report", SCHEMA):
         home, shifts = report["reference"], report["shifts"]
         rows = [row for shift in shifts for row in (*shift["rows"], *shift["forgetting"])]
         evaluations = _checked([home, *_evaluations(rows)])
@@ -98,18 +90,20 @@ def render_demo(report: Mapping[str, Any]) -> str:
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The page for a document of any kind: `demo`, `evaluation` or `comparison`.
+    """The page for a document of any kind: `demo`, `evaluation`, `comparison`, or a study's (`report.study.STUDIES`).
 
     Raises:
         UnknownNameError: it is of another kind.
+        ConfigError: as `render_demo`.
     """
     pages = {"demo": render_demo, "evaluation": render_evaluation, "comparison": render_comparison}
+    pages |= dict.fromkeys(STUDIES, render_study)
     return pages[check_name("kind of report", str(document.get("kind")), pages)](document)
 
 
 def render_evaluation(evaluation: Mapping[str, Any]) -> str:
     """One page for one evaluation of one SAE on one corpus. Raises as `render_demo` does."""
-    with _missing_is_an_error("evaluation"):
+    with missing_is_an_error("evaluation", SCHEMA):
         return _render(
             "evaluation.html.j2",
             _checked([evaluation]),
@@ -124,8 +118,8 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
 
     Raises as `render_demo` does, and ConfigError where there is no row.
     """
-    _check(comparison, "comparison", "comparison")
-    with _missing_is_an_error("comparison"):
+    check(comparison, "comparison", "comparison", SCHEMA)
+    with missing_is_an_error("comparison", SCHEMA):
         rows, forgetting = comparison["rows"], comparison["forgetting"]
         if not rows:
             raise ConfigError("This comparison has no rows: there is nothing to show.")
@@ -140,6 +134,13 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
             forgetting=_rows("f", forgetting),
             release_table=release_table(rows),
         )
+
+
+def render_study(document: Mapping[str, Any]) -> str:
+    """The page of what an `interp` command found. Raises as `render_demo` does."""
+    page = study_page(document)
+    with missing_is_an_error("study", STUDY_SCHEMA):
+        return _filled("study.html.j2", page=page)
 
 
 def _evaluations(rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
@@ -256,63 +257,29 @@ def _environment() -> Environment:
 
 
 def _render(template: str, evaluations: Sequence[Evaluation], **context: Any) -> str:
-    from plotly.offline import get_plotlyjs
-
     saes = {e["sae"]["hash"]: e["sae"] for e in evaluations}
     corpora = {(e["corpus"]["name"], e["corpus"]["hash"]): e["corpus"] for e in evaluations}
     models = {(e["model"]["name"], e["model"]["class"], e["model"]["fingerprint"]): e["model"] for e in evaluations}
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            context,
-            rules=evaluations[0]["rules"],
-            plotlyjs=Markup(get_plotlyjs()),
-            provenance={
-                "saes": list(saes.values()),
-                "corpora": list(corpora.values()),
-                "models": list(models.values()),
-                "protocols": list(dict.fromkeys(e["protocol"] for e in evaluations if e["protocol"])),
-            },
-        )
+    return _filled(
+        template,
+        **context,
+        rules=evaluations[0]["rules"],
+        provenance={
+            "saes": list(saes.values()),
+            "corpora": list(corpora.values()),
+            "models": list(models.values()),
+            "protocols": list(dict.fromkeys(e["protocol"] for e in evaluations if e["protocol"])),
+        },
     )
+
+
+def _filled(template: str, **context: Any) -> str:
+    from plotly.offline import get_plotlyjs
+
+    return _environment().get_template(template).render(context, plotlyjs=Markup(get_plotlyjs()))
 
 
 def _checked(evaluations: list[Evaluation]) -> list[Evaluation]:
     for evaluation in evaluations:
-        _check(evaluation, "evaluation", "evaluation")
+        check(evaluation, "evaluation", "evaluation", SCHEMA)
     return evaluations
-
-
-def _check(document: Mapping[str, Any], what: str, kind: str) -> None:
-    """Refuse another schema or kind, and numbers that JSON does not have."""
-    if document.get("schema") != SCHEMA:
-        raise ConfigError(f"This {what} has schema {document.get('schema')!r}; this version reads schema {SCHEMA}.")
-    if document.get("kind") != kind:
-        raise ConfigError(
-            f"This {what} is of kind {document.get('kind')!r}; it must be of kind {kind!r} to be read here."
-        )
-    for path, value in _leaves(document):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"This {what} holds {value} at {path}; what is not defined is None in a report.")
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}[{i}]")
-    else:
-        yield path, value
-
-
-@contextmanager
-def _missing_is_an_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyError as missing:
-        raise ConfigError(f"This {what} lacks {missing}, which schema {SCHEMA} has.") from missing
-    except UndefinedError as missing:
-        raise ConfigError(f"This {what} is not complete by schema {SCHEMA}: {missing}.") from missing

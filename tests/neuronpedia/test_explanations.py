@@ -10,6 +10,8 @@ from sae_lens_gemma4.catalogue.files import LocalFiles
 from sae_lens_gemma4.catalogue.label_schemas import FeatureLabel
 from sae_lens_gemma4.catalogue.registry import parse_release
 from sae_lens_gemma4.errors import ConfigError, DataError, SAEError, UnknownNameError
+from sae_lens_gemma4.interp.labels.card import LabelCard
+from sae_lens_gemma4.interp.labels.files import write_labels
 from sae_lens_gemma4.neuronpedia import explanations
 from sae_lens_gemma4.neuronpedia.explanations import Explanation, labels_of, read_explanations
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
@@ -302,3 +304,22 @@ def test_a_release_without_labels_says_so(catalogue):
         read("catalogue", release="adams", sae_id="layer_1")
     with pytest.raises(ConfigError, match="state release and sae_id"):
         read("catalogue")
+
+
+# Files of interp.label_files
+
+
+def test_files_of_labels_are_read_with_who_stated_what(tmp_path):
+    label = FeatureLabel(index=7, label="cats", description="they purr", source="A", alternatives={"B": "lions"})
+    bare = FeatureLabel(index=3, source="nobody", facts={"freq": 0.1})
+    files = write_labels([label, bare], tmp_path, LabelCard(title="Labels"))
+    for path in (files.jsonl, str(files.parquet)):
+        found = read(path, type_name="t")
+        assert found == {7: [Explanation("cats: they purr", "t", notes="A"), Explanation("lions", "t", notes="B")]}
+    with pytest.raises(DataError, match=r"labels\.jsonl, line 1: there is no latent 7; they are 0 to 6"):
+        read(files.jsonl, d_sae=7)
+    files.jsonl.write_text('{"index": 1, "source": "s", "label": "a"}\n' * 2)
+    with pytest.raises(DataError, match=r"line 2: latent 1 has been labelled before, by .*line 1"):
+        read(files.jsonl)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        read(tmp_path / "none.parquet")

@@ -1,0 +1,1 @@
+"""Two groups of items at every layer and latent, against what chance would show."""

@@ -1,0 +1,212 @@
+"""Who is asked, through well-kept clients: OpenAI's and Anthropic's own.
+
+Both retry by themselves what may pass (429, 5xx, connections and timeouts), with growing pauses and as `Retry-After`
+says; what is left after that is a `JudgeError`. Both are optional: they come with `sae-lens-gemma4[judges]`. A base URL
+is always given to them, so that no variable of the environment sends a corpus elsewhere; redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from sae_lens_gemma4.errors import ConfigError, DependencyError
+from sae_lens_gemma4.interp.judges.judge import JudgeError
+from sae_lens_gemma4.interp.judges.questions import Prompt
+from sae_lens_gemma4.interp.judges.quoting import cleaned
+
+OPENAI_URL = "https://api.openai.com/v1"
+ANTHROPIC_URL = "https://api.anthropic.com"
+_LONGEST_REASON = 300
+
+
+class Reply(NamedTuple):
+    """What a model said; tokens are None where the server does not say how many it used."""
+
+    text: str
+    input_tokens: int | None
+    output_tokens: int | None
+    cut_off: bool = False
+
+
+class Client(Protocol):
+    """Something that answers a prompt.
+
+    Attributes:
+        identity: all that its answers depend on, besides the prompt.
+        left_out: of these settings, those that the server refuses, so that they are not sent.
+    """
+
+    identity: Mapping[str, Any]
+    left_out: set[str]
+
+    def complete(self, prompt: Prompt) -> Reply:
+        """Raises `JudgeError` where there is no reply."""
+
+
+def key_from(variable: str) -> str:
+    """An API key from the environment.
+
+    Raises:
+        ConfigError: the variable is not set, or holds what no key can be.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"This judge needs an API key: set {variable} (to any text for a server of your own that wants none), or "
+            "name another variable by api_key_env."
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ConfigError(f"{variable} holds characters that no key has.")
+    return key
+
+
+def without_credentials(url: str) -> str:
+    """A URL with neither user and password nor a query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+
+class OpenAIClient:
+    """Any server that speaks OpenAI's chat completions: OpenAI, vLLM, Ollama, OpenRouter, …
+
+    Only what all of them take is sent: two messages, a limit of tokens, a temperature. A server that refuses one of the
+    last two with a 400 that names it (reasoning models know no temperature, and call the limit otherwise) is asked
+    again without it, or by its other name, and from then on so.
+    """
+
+    def __init__(
+        self, *, model: str, key: str, base_url: str | None, temperature: float | None, most_output: int,
+        retries: int, timeout_s: float,
+    ) -> None:  # fmt: skip
+        self._sdk = sdk("openai")
+        url = base_url or OPENAI_URL
+        self._key = key
+        self._client = self._sdk.OpenAI(
+            api_key=key, base_url=url, max_retries=retries, timeout=timeout_s,
+            http_client=self._sdk.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s),
+        )  # fmt: skip
+        self.left_out: set[str] = set()
+        self._limit = {"max_completion_tokens" if base_url is None else "max_tokens": most_output}
+        self._temperature = {} if temperature is None else {"temperature": temperature}
+        self.identity: Mapping[str, Any] = {
+            "kind": "openai", "model": model, "base_url": without_credentials(url),
+            "temperature": temperature, "max_output_tokens": most_output,
+        }  # fmt: skip
+
+    def complete(self, prompt: Prompt) -> Reply:
+        while True:
+            sent = (self._limit, self._temperature)
+            try:
+                return self._reply(self._create(prompt, *sent))
+            except self._sdk.BadRequestError as e:
+                if not self._adapt(str(e), *sent):
+                    raise self._error(e) from e
+            except self._sdk.OpenAIError as e:
+                raise self._error(e) from e
+            except ValueError as e:  # a body that is no JSON
+                raise self._error("its reply is no chat completion") from e
+
+    def _create(self, prompt: Prompt, limit: Mapping[str, int], temperature: Mapping[str, float]) -> Any:
+        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+        return self._client.chat.completions.create(
+            model=self.identity["model"], messages=messages, **limit, **temperature
+        )
+
+    def _adapt(self, message: str, limit: Mapping[str, int], temperature: Mapping[str, float]) -> bool:
+        """Change what the server refused, and say whether there was anything; another thread may have done so."""
+        if temperature and "temperature" in message:
+            self._temperature = {}
+            self.left_out.add("temperature")
+            return True
+        if "max_tokens" in limit and "max_completion_tokens" in message:
+            self._limit = {"max_completion_tokens": limit["max_tokens"]}
+            return True
+        return False
+
+    def _reply(self, completion: Any) -> Reply:
+        try:
+            choice, usage = completion.choices[0], completion.usage
+            text = choice.message.content
+        except (AttributeError, TypeError, IndexError) as e:
+            raise self._error("its reply is no chat completion") from e
+        used_in, used_out = (count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
+        return Reply(text if isinstance(text, str) else "", used_in, used_out, choice.finish_reason == "length")
+
+    def _error(self, why: Any) -> JudgeError:
+        return judge_error(self.identity, why, self._key)
+
+
+class AnthropicClient:
+    """Anthropic's messages. Its clients from 1.0 on send no temperature, and its current models refuse one."""
+
+    def __init__(
+        self, *, model: str, key: str, base_url: str | None, most_output: int, retries: int, timeout_s: float
+    ) -> None:
+        self._sdk = sdk("anthropic")
+        self.left_out: set[str] = set()
+        url = base_url or ANTHROPIC_URL
+        self._key = key
+        self._client = self._sdk.Anthropic(
+            api_key=key, base_url=url, max_retries=retries, timeout=timeout_s,
+            http_client=self._sdk.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s),
+        )  # fmt: skip
+        self.identity: Mapping[str, Any] = {
+            "kind": "anthropic", "model": model, "base_url": without_credentials(url),
+            "temperature": None, "max_output_tokens": most_output,
+        }  # fmt: skip
+
+    def complete(self, prompt: Prompt) -> Reply:
+        try:
+            message = self._client.messages.create(
+                model=self.identity["model"],
+                max_tokens=self.identity["max_output_tokens"],
+                system=prompt.system,
+                messages=[{"role": "user", "content": prompt.user}],
+            )
+            text = "".join(part.text for part in message.content if part.type == "text")
+            usage, reason = message.usage, message.stop_reason
+        except self._sdk.AnthropicError as e:
+            raise judge_error(self.identity, e, self._key) from e
+        except (AttributeError, TypeError, ValueError) as e:
+            raise judge_error(self.identity, "its reply is no message", self._key) from e
+        parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        tokens_in = [count(getattr(usage, part, None)) for part in parts]
+        known_in = None if tokens_in[0] is None else sum(n or 0 for n in tokens_in)
+        return Reply(text, known_in, count(getattr(usage, "output_tokens", None)), reason == "max_tokens")
+
+
+def sdk(name: str) -> Any:
+    """A maker's client; `DependencyError` where it is not installed or does not work."""
+    try:
+        return importlib.import_module(name)
+    except Exception as e:  # as of a dependency that does not fit
+        broken = "" if isinstance(e, ImportError) else f" The one here fails with {type(e).__name__}: {e}."
+        raise DependencyError(
+            f'This judge needs the package {name}: pip install "sae-lens-gemma4[judges]".{broken}'
+        ) from e
+
+
+def judge_error(identity: Mapping[str, Any], why: Any, key: str = "") -> JudgeError:
+    """An error that names the judge and the reason, and never the key."""
+    status = getattr(why, "status_code", None)
+    cause = getattr(why, "__cause__", None)
+    said = str(why) + (f" ({type(cause).__name__}: {cause})" if cause is not None else "")
+    if key:
+        said = said.replace(key, "…")
+    advice = {
+        401: " Check the API key.", 403: " Check what the API key may do.", 404: " Check model and base_url.",
+        429: " Lower concurrency, or wait: what was answered is kept.",
+    }.get(status or 0, "")  # fmt: skip
+    at = identity.get("base_url")
+    return JudgeError(
+        f"Judge {identity['model']!r}{f' at {at}' if at else ''}: {cleaned(said, _LONGEST_REASON).rstrip('.')}.{advice}"
+    )
+
+
+def count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

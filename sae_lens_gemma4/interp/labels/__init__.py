@@ -1,0 +1,1 @@
+"""Labels of latents: made by judges, tested on what they have not seen, scored, and written down."""

@@ -1,0 +1,1 @@
+"""Prompt pairs that differ in one thing, and the latents that tell their sides apart."""
