@@ -26,7 +26,15 @@ from sae_lens_gemma4.models.geometry import LayerGeometry
 from sae_lens_gemma4.models.hook_names import BLOCK_HOOKS, HF_PREFIX, MODEL_HOOKS, Hook, bridge_path, hf_name, site_of
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("continue-training.md", "evaluation.md", "models.md", "neuronpedia.md", "performance.md", "releases.md")
+PAGES = (
+    "continue-training.md",
+    "evaluation.md",
+    "interp.md",
+    "models.md",
+    "neuronpedia.md",
+    "performance.md",
+    "releases.md",
+)
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 LAYERS: dict[str, tuple[str, Callable[[LayerGeometry], bool]]] = {

@@ -36,6 +36,16 @@ if TYPE_CHECKING:
     from sae_lens_gemma4.evaluation.protocol import load_protocol as load_protocol
     from sae_lens_gemma4.evaluation.protocol import protocols as protocols
     from sae_lens_gemma4.evaluation.result import SAEEvaluation as SAEEvaluation
+    from sae_lens_gemma4.interp.contrasts.contrast import contrast as contrast
+    from sae_lens_gemma4.interp.labels.files import read_labels as read_labels
+    from sae_lens_gemma4.interp.labels.files import write_labels as write_labels
+    from sae_lens_gemma4.interp.labels.labelling import label_latents as label_latents
+    from sae_lens_gemma4.interp.labels.verification import verify_labels as verify_labels
+    from sae_lens_gemma4.interp.layers.lens import logit_lens as logit_lens
+    from sae_lens_gemma4.interp.layers.profile import profile_layers as profile_layers
+    from sae_lens_gemma4.interp.pairs.probing import probe_pairs as probe_pairs
+    from sae_lens_gemma4.interp.steering.extractors import register_extractor as register_extractor
+    from sae_lens_gemma4.interp.steering.run import steer as steer
     from sae_lens_gemma4.models.bridge import Gemma4Bridge as Gemma4Bridge
     from sae_lens_gemma4.models.cache import decompose_residual as decompose_residual
     from sae_lens_gemma4.models.cache import logit_attribution as logit_attribution
@@ -86,6 +96,16 @@ _HOMES = {
     "evaluate_saes": "evaluation.evaluate",
     "load_protocol": "evaluation.protocol",
     "protocols": "evaluation.protocol",
+    "contrast": "interp.contrasts.contrast",
+    "read_labels": "interp.labels.files",
+    "write_labels": "interp.labels.files",
+    "label_latents": "interp.labels.labelling",
+    "verify_labels": "interp.labels.verification",
+    "logit_lens": "interp.layers.lens",
+    "profile_layers": "interp.layers.profile",
+    "probe_pairs": "interp.pairs.probing",
+    "register_extractor": "interp.steering.extractors",
+    "steer": "interp.steering.run",
     "Gemma4Bridge": "models.bridge",
     "decompose_residual": "models.cache",
     "logit_attribution": "models.cache",

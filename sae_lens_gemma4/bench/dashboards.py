@@ -36,7 +36,7 @@ from sae_lens_gemma4.neuronpedia.planning import CONTEXT_SIZE, N_PROMPTS
 
 TIME_TARGET, MEMORY_TARGET, READS_TARGET = 1.5, 6.0, 20
 """The most of bare's time, the most GB above model and SAE, and how many times fewer activations are read, at least."""
-_MODEL, _HOOK = "gemma-4-demo", "blocks.3.hook_resid_post"
+MODEL, HOOK = "gemma-4-demo", "blocks.3.hook_resid_post"
 _GROUP = 128
 
 
@@ -90,11 +90,11 @@ def bench_dashboards(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
         raise ConfigError(f"Device {device!r} cannot be used: {str(e).splitlines()[0]}") from e
-    model = load_model(_MODEL, "Gemma4ProxyLM", device)
+    model = load_model(MODEL, "Gemma4ProxyLM", device)
     whole = build_corpus("embedded:text", model.tokenizer, context_size=CONTEXT_SIZE, max_tokens=prompts * CONTEXT_SIZE)
     corpus = whole.take(torch.arange(min(prompts, whole.n_blocks)))
-    x_td = torch.cat([batch.acts[_HOOK] for batch in harvest(model, corpus, [_HOOK])])
-    sae = _sae(x_td, d_sae, k, seed)
+    x_td = torch.cat([batch.acts[HOOK] for batch in harvest(model, corpus, [HOOK])])
+    sae = active_sae(x_td, d_sae, k, seed)
     reads = {"pass": 0, "by 128": 0}
     with tempfile.TemporaryDirectory(prefix="dashboards-") as folder:
         contestants: dict[str, Callable[[], Any]] = {
@@ -134,11 +134,11 @@ def bench_dashboards(
     )
 
 
-def _sae(x_td: torch.Tensor, d_sae: int, k: int, seed: int) -> SAE[Any]:
+def active_sae(x_td: torch.Tensor, d_sae: int, k: int, seed: int) -> SAE[Any]:
     """Unit directions through the mean of `x_td`, and the threshold that a share k / d_sae of what they read passes."""
     d_in, generator = x_td.shape[1], torch.Generator().manual_seed(seed)
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae, device=str(x_td.device)))
-    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = _HOOK, _MODEL
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = HOOK, MODEL
     unit_fd = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1).to(x_td.device)
     sae.W_dec.copy_(unit_fd)
     sae.W_enc.copy_(unit_fd.T)
@@ -153,15 +153,15 @@ def _rows(sae: SAE[Any]) -> int:
 
 
 def _bare(model: HookedModel, corpus: Corpus, sae: SAE[Any]) -> None:
-    for batch in harvest(model, corpus, [_HOOK], require_finite=False):
-        for part_td in batch.acts[_HOOK].split(_rows(sae)):
+    for batch in harvest(model, corpus, [HOOK], require_finite=False):
+        for part_td in batch.acts[HOOK].split(_rows(sae)):
             sae.encode(part_td)
 
 
 def _pass(model: HookedModel, corpus: Corpus, sae: SAE[Any], folder: Path) -> int:
     """The activation vectors that were read."""
     shutil.rmtree(folder, ignore_errors=True)
-    firings = gather_firings(sae, model, _HOOK, corpus, folder, {}, progress=False)
+    firings = gather_firings(sae, model, HOOK, corpus, folder, {}, progress=False)
     return int(firings.sums["n"])
 
 

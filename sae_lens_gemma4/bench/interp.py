@@ -3,7 +3,7 @@
 The model is a random Gemma 4 in the proportions of the 31B: 60 layers, an MLP four times as wide as the stream, heads
 1.5 times, and 48 tokens of vocabulary for each dimension of it. *Forward* runs it up to the last layer's output and
 keeps nothing else; the profile and the item means do the same and read every layer. What the profile's product with the
-vocabulary costs depends on the share of the tokens that is drawn for it: here as 4,096 of 262,144.
+vocabulary costs depends on the share of the tokens that is drawn for it: here one in 64, as 2,048 of 131,072.
 
 Contexts of latents are measured on the embedded model, with an SAE of random directions: one pass over the text, and
 what follows it for all latents.
@@ -26,7 +26,7 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from sae_lens_gemma4.activations.corpus import build_corpus
 from sae_lens_gemma4.activations.harvest import forwards, harvest
-from sae_lens_gemma4.bench.dashboards import _HOOK, _MODEL, _sae
+from sae_lens_gemma4.bench.dashboards import HOOK, MODEL, active_sae
 from sae_lens_gemma4.bench.disk import Paired, random_text
 from sae_lens_gemma4.bench.racing import race, ratio
 from sae_lens_gemma4.errors import ConfigError
@@ -172,11 +172,11 @@ def bench_interp(
 @torch.no_grad()
 def bench_examples(d_sae: int, prompts: int, rounds: int, device: str, seed: int) -> ExamplesBench:
     """Time the pass over the text, and the contexts of all latents from what it left."""
-    model: Any = load_model(_MODEL, "Gemma4ProxyLM", device)
+    model: Any = load_model(MODEL, "Gemma4ProxyLM", device)
     whole = build_corpus("embedded:text", model.tokenizer, context_size=_CONTEXT, max_tokens=prompts * _CONTEXT)
     corpus = whole.take(torch.arange(min(prompts, whole.n_blocks)))
-    x_td = torch.cat([batch.acts[_HOOK] for batch in harvest(model, corpus, [_HOOK])])
-    sae = _sae(x_td, d_sae, _L0, seed)
+    x_td = torch.cat([batch.acts[HOOK] for batch in harvest(model, corpus, [HOOK])])
+    sae = active_sae(x_td, d_sae, _L0, seed)
     seen: list[int] = []
     embedding = text_decoder(model.model).embed_tokens
     with tempfile.TemporaryDirectory(prefix="examples-") as made:
@@ -184,10 +184,10 @@ def bench_examples(d_sae: int, prompts: int, rounds: int, device: str, seed: int
 
         def read() -> Any:
             shutil.rmtree(folder, ignore_errors=True)
-            return gather_firings(sae, model, _HOOK, corpus, folder, {}, progress=False)
+            return gather_firings(sae, model, HOOK, corpus, folder, {}, progress=False)
 
         def show() -> int:
-            firings = gather_firings(sae, model, _HOOK, corpus, folder, {}, progress=False)
+            firings = gather_firings(sae, model, HOOK, corpus, folder, {}, progress=False)
             shown = Examples(firings, corpus, ExampleSettings(seed=seed)).of(range(d_sae))
             return sum(bool(latent.activity.n_active) for latent in shown)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Column, Table
 
 from sae_lens_gemma4.cli.group import Group, cli
+
+if TYPE_CHECKING:
+    from sae_lens_gemma4.bench.disk import Paired
 
 
 def _integers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -277,10 +281,7 @@ def bench_harvest(
         f"A cache of {r.cache.gigabytes:.2f} GB in blocks of {r.cache.block_kb:,.0f} kB, each time "
         f"{'from disk' if r.cache.cold else 'from memory or disk'}: {r.cache.gb_per_second:.2f} GB/s."
     )
-    table = Table("", "ratio", "quartiles", "target")
-    for p in r.ratios:
-        table.add_row(p.what, f"{p.ratio:.3f}", f"{p.quartiles[0]:.3f}–{p.quartiles[1]:.3f}", p.target or "")
-    Console().print(table)
+    _print_paired(r.ratios)
 
 
 @bench.command("dashboards")
@@ -314,3 +315,32 @@ def bench_dashboards(d_sae: int, prompts: int, k: int, rounds: int, device: str,
     peak = "–" if r.peak_gb is None else f"{r.peak_gb:.2f}"
     table.add_row("peak memory above model and SAE, GB", peak, "", f"≤ {MEMORY_TARGET:g}")
     Console().print(table)
+
+
+@bench.command("interp")
+@click.option("--hidden", type=click.IntRange(min=64), default=256, show_default=True, help="Width of the 60 layers.")
+@click.option("--tokens", type=click.IntRange(min=2), default=4096, show_default=True)
+@click.option("--d-sae", type=click.IntRange(min=2), default=16_384, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def bench_interp(hidden: int, tokens: int, d_sae: int, rounds: int, device: str, as_json: bool) -> None:
+    """Read all layers of a random 60-layer model beside its forward alone, and all latents of the embedded SAE's model
+    beside one pass over the text."""
+    from sae_lens_gemma4.bench.interp import bench_interp as run
+
+    r = run(hidden, tokens=tokens, d_sae=d_sae, rounds=rounds, device=device)
+    if as_json:
+        click.echo(json.dumps(r.to_dict(), indent=2))
+        return
+    click.echo(
+        f"{r.layers} layers of {r.hidden}, {r.tokens:,} tokens, {r.nearest_tokens:,} of them held against "
+        f"{r.vocabulary:,} embeddings; {r.examples.d_sae:,} latents on {r.examples.tokens:,} tokens; {device}, "
+        f"{r.threads} threads, {rounds} rounds. Contexts take {r.examples.latent_ms:.2f} ms a latent."
+    )
+    _print_paired(r.ratios)
+
+
+def _print_paired(ratios: Iterable[Paired]) -> None:
+    rows = [[p.what, f"{p.ratio:.3f}", "–".join(f"{q:.3f}" for q in p.quartiles), p.target or ""] for p in ratios]
+    _print([["", "ratio", "quartiles", "target"], *rows])

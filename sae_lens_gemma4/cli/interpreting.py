@@ -75,9 +75,9 @@ def _command(name: str, kind: Kind) -> None:
     @click.option("--dry-run", is_flag=True, help="Say what would be done and cost at most, load nothing, and stop.")
     def run(recipe: Path, changes: tuple[str, ...], out: str | None, dry_run: bool) -> None:
         study = _study(kind, recipe, changes, out)
+        for sentence in study.plan():
+            click.echo(sentence, err=not dry_run)
         if dry_run:
-            for sentence in study.plan():
-                click.echo(sentence)
             click.echo("Nothing was loaded, asked or written.")
             return
         try:

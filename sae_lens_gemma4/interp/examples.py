@@ -1,12 +1,13 @@
 """What a labeller is shown of a latent, and what labels are tested on: contexts in three parts, no document in two.
 
 All of it comes from one pass over the text (`firings.py`); neither text nor model is read again. A context is a window
-around the token where the latent is strongest in that document and block, so that one text comes once.
+around the token where the latent is strongest in that document and block, so that one text comes once. Text that an
+earlier part has too is passed over (`segments.py`).
 
-*Positives*: the strongest, and some from each of equal intervals of activation (`contexts.py`), because a label that
-fits the top alone says little of what the latent mostly does. *Negatives*, on which the latent is silent: near-misses,
-around tokens on which it fires elsewhere, and random windows. Without near-misses, a label that names the token passes
-for one that names the meaning.
+*Positives*: the strongest, and some from each of equal intervals of activation, because a label that fits the top alone
+says little of what the latent mostly does. *Negatives*, on which the latent is silent: near-misses, around tokens on
+which it fires elsewhere, and random windows. Without near-misses, a label that names the token passes for one that
+names the meaning. No two windows of a latent have a token in common: where there is no room, there are fewer negatives.
 
 Shapes: `e` activations of a latent, `w` tokens of a window, `n` places (`block * context_size + position`).
 """
@@ -14,7 +15,7 @@ Shapes: `e` activations of a latent, `w` tokens of a window, `n` places (`block 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, zip_longest
 from typing import Any
@@ -23,7 +24,6 @@ import numpy as np
 
 from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.errors import ConfigError, DataError
-from sae_lens_gemma4.interp.contexts import Context, intervals, strongest
 from sae_lens_gemma4.interp.excerpts import (
     Activity,
     Excerpt,
@@ -34,15 +34,17 @@ from sae_lens_gemma4.interp.excerpts import (
     example_of,
 )
 from sae_lens_gemma4.interp.firings import Firing, Firings
-from sae_lens_gemma4.interp.segments import PARTS, Ints, Segments
+from sae_lens_gemma4.interp.segments import PARTS, Ints, Segments, SplitWarning
 
-__all__ = ["Activity", "ExampleSettings", "Examples", "Excerpt", "LatentExamples", "Part", "example_of"]
+__all__ = ["Activity", "ExampleSettings", "Examples", "Excerpt", "LatentExamples", "Part", "SplitWarning", "example_of"]
 
 _NEAR_FROM, _NEAR_TOKENS, _NEAR_PLACES = 50, 5, 1000
 """Near-misses are looked for at the token ids that are the most frequent in the peaks of so many of the strongest
 contexts: so many ids, and so many places of each, drawn where there are more."""
-_RUN = 256
-"""Latents that are read at once."""
+_LEAST_RUN = 8
+"""Fewer tokens in a row are a phrase of any text."""
+_CHUNK, _GAP = 256, 8
+"""Latents that are held at once; and those between two that are read, which cost less than another reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class ExampleSettings:
         n_positive: of each other part: the strongest for the larger half, the rest from as many intervals.
         n_negative: of each part: near-misses for the smaller half, the rest random.
         window: tokens shown on each side of the strongest.
-        labelling, held_out, calibration: shares of the documents.
+        labelling, held_out, calibration: shares of the tokens; documents are dealt out whole.
         seed: of what is drawn.
 
     Raises:
@@ -85,6 +87,11 @@ class ExampleSettings:
         """In the order of `segments.PARTS`."""
         return self.labelling, self.held_out, self.calibration
 
+    @property
+    def run(self) -> int:
+        """So many tokens in a row are a repeat: more than a window has on one side, and 8 at least."""
+        return max(self.window + 1, _LEAST_RUN)
+
 
 class Examples:
     """Contexts of any latents, from what a pass has left. What is drawn for a latent depends on the seed and its index
@@ -98,8 +105,7 @@ class Examples:
     def __init__(self, firings: Firings, corpus: Corpus, settings: ExampleSettings) -> None:
         check_corpus(firings, corpus)
         self.firings, self.corpus, self.settings = firings, corpus, settings
-        self.segments = Segments(corpus, settings.shares, settings.seed)
-        self.n_tokens = corpus.n_tokens
+        self.segments = Segments(corpus, settings.shares, settings.seed, settings.run)
 
     def of(self, indices: Iterable[int]) -> Iterator[LatentExamples]:
         """The contexts of these latents, in their order.
@@ -108,8 +114,7 @@ class Examples:
             ConfigError: there is no such latent, or one is asked for twice.
         """
         for index, firing in read_latents(self.firings, self.corpus, indices):
-            labelling, held_out, calibration = (self._part(part, index, firing) for part in range(len(PARTS)))
-            yield LatentExamples(index, labelling, held_out, calibration, activity(firing, self.n_tokens))
+            yield self._latent(index, firing)
 
     def require(self, indices: Iterable[int]) -> list[int]:
         """Those of the latents that fire anywhere.
@@ -122,111 +127,126 @@ class Examples:
         found = [index for index, firing in read_latents(self.firings, self.corpus, asked) if len(firing.token_e)]
         if not found:
             raise DataError(
-                f"None of the {len(asked)} latents asked for fires on the {self.n_tokens:,} tokens that were read. "
-                "Read more text, or ask for others."
+                f"None of the {len(asked)} latents asked for fires on the {self.corpus.n_tokens:,} tokens that were "
+                "read. Read more text, or ask for others."
             )
         return found
 
     def facts(self) -> dict[str, Any]:
-        """The settings, and how documents and tokens were dealt out: for a report."""
-        part_of = self.segments.part_of
+        """The settings, and how documents and tokens were dealt out: for a report.
+
+        `repeated` tokens are among the `tokens` of their part, and no context was chosen for them; `run` says how many
+        in a row make a repeat.
+        """
+        segments = self.segments
+        dealt = list(segments.part_of.values())
         return {
             "settings": asdict(self.settings),
             "corpus": self.corpus.hash,
-            "documents": {name: sum(p == part for p in part_of.values()) for part, name in enumerate(PARTS)},
-            "tokens": {name: len(pool.place_n) for name, pool in zip(PARTS, self.segments.pools, strict=True)},
+            "documents": {name: dealt.count(part) for part, name in enumerate(PARTS)},
+            "tokens": dict(zip(PARTS, segments.tokens, strict=True)),
+            "repeated": dict(zip(PARTS, segments.repeated, strict=True)),
+            "run": self.settings.run,
         }
 
-    def _part(self, part: int, index: int, firing: Firing) -> Part:
-        s, rng = self.settings, np.random.default_rng((self.settings.seed, index, part))
-        segment_e = self.segments.of_places(firing.token_e)
-        inside_e = self.segments.part_s[segment_e] == part
-        peaks = strongest_of_each(Firing(firing.token_e[inside_e], firing.value_e[inside_e]), segment_e[inside_e])
+    def _latent(self, index: int, firing: Firing) -> LatentExamples:
+        segments = self.segments
+        segment_e = segments.segment_n[firing.token_e]
+        scored_e = segments.part_s[segment_e] != PARTS.index("calibration")
+        does = activity(firing.value_e[scored_e], sum(segments.tokens[:-1]))
+        open_e = segments.open_n[firing.token_e]
+        peaks = strongest_of_each(Firing(firing.token_e[open_e], firing.value_e[open_e]), segment_e[open_e])
+        part_e = segments.part_s[segments.segment_n[peaks.token_e]]
+        mine = (Firing(*(array_e[part_e == part] for array_e in peaks)) for part in range(len(PARTS)))
+        labelling, held_out, calibration = (self._part(part, index, peak, firing) for part, peak in enumerate(mine))
+        return LatentExamples(index, labelling, held_out, calibration, does)
+
+    def _part(self, part: int, index: int, peaks: Firing, firing: Firing) -> Part:
         if not len(peaks.token_e):
             return Part([], [])
+        s, rng = self.settings, np.random.default_rng((self.settings.seed, index, part))
         n_quantile = s.n_quantile if PARTS[part] == "labelling" else s.n_positive // 2
         n_top = s.n_top if PARTS[part] == "labelling" else s.n_positive - n_quantile
-        top, quantile = self._positives(peaks, n_top, n_quantile, rng)
-        near, random = self._negatives(part, peaks, firing, rng)
-        return Part(
-            [*self._excerpts(top, firing, "top"), *self._excerpts(quantile, firing, "quantile")],
-            [*self._excerpts(near, firing, "near_miss"), *self._excerpts(random, firing, "random")],
-        )
-
-    def _positives(
-        self, peaks: Firing, n_top: int, n_quantile: int, rng: np.random.Generator
-    ) -> tuple[list[int], list[int]]:
-        """Of a part's peaks the strongest, and others dealt from equal intervals in turn, the highest first."""
-        size, segments = self.corpus.context_size, self.segments
-        segment_e = segments.of_places(peaks.token_e)
-        numbered = Firing(segment_e * size + peaks.token_e % size, peaks.value_e)  # segments as blocks
-
-        def place(context: Context) -> int:
-            return int(segments.first_s[context.block]) // size * size + context.position
-
-        top = [place(context) for context in strongest(numbered, size, n_top)]
-        n_each = n_top + n_quantile  # some are among the strongest
-        groups = intervals(numbered, size, self.n_tokens, n_quantile, n_each, rng) if n_quantile else ()
-        dealt = dealt_in_turn([[place(context) for context in group.contexts] for group in groups])
-        return top, [at for at in dealt if at not in top][:n_quantile]
-
-    def _negatives(
-        self, part: int, peaks: Firing, firing: Firing, rng: np.random.Generator
-    ) -> tuple[list[int], list[int]]:
-        """Near-misses and random ones. No chosen token lies in another's window."""
-        n, pool = self.settings.n_negative, self.segments.pools[part]
-        order = np.argsort(-peaks.value_e, kind="stable")[:_NEAR_FROM]
+        order = np.argsort(-peaks.value_e, kind="stable")
+        top, quantile = _positives(peaks, order, n_top, n_quantile, rng)
+        # The strongest have the token ids that near-misses are looked for at.
         ids, first, counts = np.unique(
-            self.segments.token_n[peaks.token_e[order]], return_index=True, return_counts=True
+            self.segments.token_n[peaks.token_e[order[:_NEAR_FROM]]], return_index=True, return_counts=True
         )
         likely = ids[np.lexsort((first, -counts))][:_NEAR_TOKENS].tolist()
-        found = []
-        for place_n in map(pool.of_token, likely):
-            if len(place_n) > _NEAR_PLACES:
-                place_n = np.sort(rng.choice(place_n, _NEAR_PLACES, replace=False))
-            found.append(self._silent(place_n, n // 2, [], firing, rng))
-        near = self._apart(dealt_in_turn(found), n // 2, [])
-        return near, self._silent(pool.place_n, n - len(near), near, firing, rng)
+        pool, n = self.segments.pools[part], s.n_negative
+        near = self._silent([*map(pool.of_token, likely)], n // 2, top + quantile, firing, rng, _NEAR_PLACES)
+        random = self._silent([pool.place_n], n - len(near), top + quantile + near, firing, rng)
+        kinds: dict[Kind, list[int]] = {"top": top, "quantile": quantile, "near_miss": near, "random": random}
+        shown = list(self._excerpts(kinds, firing))
+        n_positive = len(top) + len(quantile)
+        return Part(shown[:n_positive], shown[n_positive:])
 
-    def _silent(self, place_n: Ints, n: int, taken: list[int], firing: Firing, rng: np.random.Generator) -> list[int]:
-        """Up to `n` of the places, drawn evenly from those in whose window nothing fires: from a sample if that has
-        enough of them, else from a larger one, else from all. `place_n` is ascending."""
+    def _silent(
+        self,
+        hands: Sequence[Ints],
+        n: int,
+        taken: Iterable[int],
+        firing: Firing,
+        rng: np.random.Generator,
+        most: int | None = None,
+    ) -> list[int]:
+        """Up to `n` places in whose windows nothing fires, and of which none has a token of another's or of `taken`'s.
+
+        They are drawn evenly from each hand, and dealt from the hands in turn: from a sample of so many places if that
+        has enough of them, else from a larger one, at last from all or `most` of each hand.
+        """
         found: list[int] = []
-        few = 4 * n + 16
-        for sample in (few, 64 * few, None):
-            if sample is not None and len(place_n) <= 4 * sample:
-                continue
-            candidate_n = place_n if sample is None else place_n[rng.integers(len(place_n), size=sample)]
-            low_n, end_n = self.segments.windows(candidate_n, self.settings.window)
+        few, reach = 4 * n + 16, self.settings.window
+        for size in (few, most or 64 * few, *([] if most else [None])):
+            drawn = [_sample(hand, size, rng) for hand in hands]
+            low_n, end_n = self.segments.windows(np.concatenate(drawn), reach)
             silent_n = np.searchsorted(firing.token_e, low_n) == np.searchsorted(firing.token_e, end_n)
-            silent = candidate_n[silent_n]
-            found = self._apart((rng.permutation(silent) if sample is None else silent).tolist(), n, taken)
-            if len(found) == n:
+            ends = np.cumsum([len(hand) for hand in drawn])[:-1]
+            silent = [rng.permutation(hand[kept]) for hand, kept in zip(drawn, np.split(silent_n, ends), strict=True)]
+            found = self.segments.apart(dealt_in_turn([hand.tolist() for hand in silent]), reach, n, taken)
+            if len(found) == n or (size is not None and all(len(hand) <= size for hand in hands)):
                 break
         return found
 
-    def _apart(self, places: Iterable[int], n: int, taken: list[int]) -> list[int]:
-        found: list[int] = []
-        for place in places:
-            if len(found) == n:
-                break
-            if all(abs(place - other) > self.settings.window for other in chain(found, taken)):
-                found.append(place)
-        return found
-
-    def _excerpts(self, places: list[int], firing: Firing, kind: Kind) -> Iterator[Excerpt]:
-        place_n, size = np.array(places, dtype=np.int64), self.corpus.context_size
+    def _excerpts(self, kinds: dict[Kind, list[int]], firing: Firing) -> Iterator[Excerpt]:
+        place_n, size = np.array([*chain(*kinds.values())], dtype=np.int64), self.corpus.context_size
         low_n, end_n = self.segments.windows(place_n, self.settings.window)
         bounds_n = np.searchsorted(firing.token_e, low_n), np.searchsorted(firing.token_e, end_n)
-        document_n = self.segments.document_s[self.segments.of_places(place_n)]
-        for place, low, end, first, last, document in zip(
-            places, low_n.tolist(), end_n.tolist(), *(b.tolist() for b in bounds_n), document_n.tolist(), strict=True
+        document_n = self.segments.document_s[self.segments.segment_n[place_n]]
+        columns = (low_n, end_n, *bounds_n, document_n, *np.divmod(place_n, size))
+        kind_n = [kind for kind, places in kinds.items() for _ in places]
+        for kind, low, end, first, last, document, block, position in zip(
+            kind_n, *(column.tolist() for column in columns), strict=True
         ):
             value_w = np.zeros(end - low, dtype=np.float32)
             value_w[firing.token_e[first:last] - low] = firing.value_e[first:last]
-            block, position = divmod(place, size)
             tokens_w = self.segments.token_n[low:end]
             yield Excerpt(block, position, low - block * size, document, tokens_w, value_w, kind)
+
+
+def _positives(
+    peaks: Firing, order: Ints, n_top: int, n_quantile: int, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Of a part's peaks the strongest, and others dealt from equal intervals of `(0, max]` in turn, the highest first.
+
+    Args:
+        order: of the peaks, the strongest first.
+    """
+    if not n_quantile:
+        return peaks.token_e[order[:n_top]].tolist(), []
+    edges = np.linspace(0, peaks.value_e[order[0]], n_quantile + 1)
+    rest = rng.permutation(order[n_top:])
+    interval_r = np.searchsorted(edges, peaks.value_e[rest], side="left")
+    hands = [peaks.token_e[rest[interval_r == i][:n_quantile]].tolist() for i in range(n_quantile, 0, -1)]
+    return peaks.token_e[order[:n_top]].tolist(), dealt_in_turn(hands)[:n_quantile]
+
+
+def _sample(place_n: Ints, size: int | None, rng: np.random.Generator) -> Ints:
+    """So many of them, drawn with replacement, or all where there are no more; ascending, for faster look-ups."""
+    if size is None or len(place_n) <= size:
+        return place_n
+    return np.sort(place_n[rng.integers(len(place_n), size=size)])
 
 
 def check_corpus(firings: Firings, corpus: Corpus) -> None:
@@ -257,15 +277,21 @@ def read_latents(firings: Firings, corpus: Corpus, indices: Iterable[int]) -> It
     if len(set(asked)) < len(asked):
         raise ConfigError(f"Latent {next(i for i in asked if asked.count(i) > 1)} is asked for twice.")
     keep_n = corpus.keep_bp.flatten().numpy()
-    first = 0
-    while first < len(asked):
-        end = first + 1
-        while end < min(len(asked), first + _RUN) and asked[end] == asked[end - 1] + 1:
-            end += 1
-        for index, firing in zip(asked[first:end], firings.latents(asked[first], asked[end - 1] + 1), strict=True):
+    for first in range(0, len(asked), _CHUNK):
+        chunk = asked[first : first + _CHUNK]
+        found = dict(_near_each_other(firings, sorted(chunk)))
+        for index in chunk:
+            firing = found.pop(index)
             counts_e = keep_n[firing.token_e]
             yield index, firing if counts_e.all() else Firing(firing.token_e[counts_e], firing.value_e[counts_e])
-        first = end
+
+
+def _near_each_other(firings: Firings, indices: list[int]) -> Iterator[tuple[int, Firing]]:
+    """As `read_latents`, of ascending latents; those with few between them are read together."""
+    breaks = np.flatnonzero(np.diff(indices) > _GAP) + 1
+    for run in np.split(np.array(indices), breaks):
+        read = firings.latents(int(run[0]), int(run[-1]) + 1)
+        yield from ((index, read[index - int(run[0])]) for index in run.tolist())
 
 
 def strongest_of_each(firing: Firing, group_e: Ints) -> Firing:

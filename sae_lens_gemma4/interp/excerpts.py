@@ -13,7 +13,6 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from sae_lens_gemma4.catalogue.label_schemas import Example
-from sae_lens_gemma4.interp.firings import Firing
 
 Kind = Literal["top", "quantile", "near_miss", "random"]
 
@@ -49,7 +48,8 @@ class Part(NamedTuple):
 
     Attributes:
         positives: by kind, the strongest first; fewer than asked for where there are fewer.
-        negatives: silent on every token shown that counts; near-misses first.
+        negatives: silent on every token shown that counts; near-misses first. Fewer than asked for where no others
+            are, or where the windows would have a token in common with each other's or the positives'.
     """
 
     positives: list[Excerpt]
@@ -57,7 +57,9 @@ class Part(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """What a latent does on all tokens of the corpus that count, whatever their part.
+    """What a latent does on the tokens that count of the documents for labelling and the held-out ones.
+
+    It is part of a label's score, and documents for calibration, which the score is to be judged by, do not enter it.
 
     Attributes:
         n_active: tokens on which it fires.
@@ -85,9 +87,9 @@ class LatentExamples:
     activity: Activity = NOTHING
 
 
-def activity(firing: Firing, n_tokens: int) -> Activity:
-    """Of a latent on so many tokens."""
-    value_e = firing.value_e.astype(np.float64)
+def activity(value_e: npt.NDArray[np.floating], n_tokens: int) -> Activity:
+    """Of a latent with these activations on so many tokens."""
+    value_e = value_e.astype(np.float64)
     if not len(value_e):
         return NOTHING
     return Activity(len(value_e), len(value_e) / n_tokens, float(value_e.mean()), float(value_e.max()))

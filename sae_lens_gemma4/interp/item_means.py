@@ -147,6 +147,13 @@ def item_means(
     return ItemMeans(tuple(sites), tokens_n.numpy(), statistic, facts)
 
 
+def length_correlation(value_n: npt.NDArray[np.floating], tokens_n: npt.NDArray[np.int64]) -> float | None:
+    """Pearson's r of some figure of items with their numbers of tokens; None where either is the same for all."""
+    if np.ptp(value_n) == 0 or np.ptp(tokens_n) == 0:
+        return None
+    return float(np.corrcoef(value_n.astype(np.float64), tokens_n)[0, 1])
+
+
 def _check_items(corpus: Corpus) -> None:
     for number, (document_p, keep_p) in enumerate(zip(corpus.document_bp, corpus.keep_bp, strict=True)):
         if len(document_p[document_p >= 0].unique()) > 1:

@@ -39,6 +39,12 @@ _COUNTS = ("all", "prompt", "response", "last")
 _FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 _YAML = (".yaml", ".yml")
 _SLOT = "{prompt}"
+_EMPTY = {
+    "response": "It has no response: name the column of responses (`response`), have the items answered first, or "
+    'count "all" or "prompt".',
+    "prompt": 'It has no prompt: count "all" or "response".',
+}
+_SPECIAL = "Its tokens there are all special: leave it out, or set exclude_special_tokens=False."
 
 
 @dataclass(frozen=True)
@@ -192,8 +198,8 @@ def item_corpus(
         wanted = range(len(opening), begins) if count == "prompt" else wanted
         places = [at for at in wanted if ids[at] not in special]
         if not places:
-            hint = " It has no response." if count == "response" and not response else ""
-            raise DataError(f"Of item {number} no token counts (count {count!r}): {item.prompt[:60]!r}.{hint}")
+            remedy = _SPECIAL if wanted else _EMPTY.get(count, "It is empty: leave it out.")
+            raise DataError(f"Of item {number} no token counts (count {count!r}): {item.prompt[:60]!r}. {remedy}")
         chosen = set(places[-1:] if count == "last" else places)
         rows.append((ids, [at in chosen for at in range(len(ids))]))
     longest = max(len(ids) for ids, _ in rows)

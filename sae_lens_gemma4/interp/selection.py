@@ -10,6 +10,8 @@ says no more of it. The rule "divergence" here is one reading of that:
 - score = the mean of the two ranks among the candidates, as shares: 1 is first in both, ties share a rank.
 
 Figures of labels chosen by such a rule are figures of such latents; "density" draws from rare and frequent ones alike.
+What is measured here is measured on the whole text, the documents that labels are later tested on included: which
+latents are tested depends on these documents, though no label does.
 
 Shapes: `f` latents, `n` places (`block * context_size + position`), `m` candidates.
 """

@@ -12,8 +12,10 @@ from sae_lens import SAE
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sae_lens_gemma4.errors import UnknownNameError
+from sae_lens_gemma4.errors import ModelError, UnknownNameError
 from sae_lens_gemma4.models.hook_names import HF_PREFIX, TEXT_ONLY_PREFIX, canonical_name, hf_name
+
+_ENTRY = ("blocks.0.hook_resid_pre", "hook_embed")
 
 
 class HookedModel(Protocol):
@@ -59,6 +61,38 @@ def _has_hook(model: HookedModel, name: str) -> bool:
 def model_name(model: HookedModel) -> str | None:
     """What the model is called, if it says."""
     return getattr(model, "model_name", None) or getattr(getattr(model, "cfg", None), "model_name", None)
+
+
+def n_layers_of(model: HookedModel) -> int:
+    """How many layers the model has: of its text decoder, where it has others.
+
+    Raises:
+        ModelError: it does not say.
+    """
+    hf_model: Any = getattr(model, "original_model", None) or getattr(model, "model", None)
+    text_config = getattr(getattr(hf_model, "config", None), "get_text_config", None)
+    if text_config is not None:
+        return int(text_config().num_hidden_layers)
+    n_layers = getattr(getattr(model, "cfg", None), "n_layers", None)
+    if n_layers is None:
+        raise ModelError(f"This {type(model).__name__} does not say how many layers it has, in cfg.n_layers or config.")
+    return int(n_layers)
+
+
+def entry_hook(model: HookedModel) -> str:
+    """The hook of what enters the first layer, by the first canonical name that the model knows (see `require_hook`).
+    In Gemma both are the scaled embeddings; with the former a forward pass can stop before the unembedding.
+
+    Raises:
+        ModelError: it has no such hook.
+    """
+    for name in _ENTRY:
+        try:
+            require_hook(model, name)
+        except UnknownNameError:
+            continue
+        return name
+    raise ModelError(f"This {type(model).__name__} has no hook for what enters its first layer: {' or '.join(_ENTRY)}.")
 
 
 def vocab_size(model: HookedModel) -> int | None:

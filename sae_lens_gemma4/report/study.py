@@ -127,6 +127,10 @@ def provenance(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     if corpus:
         size = f"{n.count(corpus['tokens'])} tokens of {n.count(corpus['documents'])} documents"
         rows.append(("Text", f"{corpus['name']}, {size}, {corpus['hash']}"))
+    items = document.get("items")
+    if isinstance(items, Mapping) and items.get("source") is not None:
+        known = [str(items[name]) for name in ("source", "hash") if items.get(name) is not None]
+        rows.append(("Items", ", ".join([n.count(items["n"]), *known])))
     if document.get("seed") is not None:
         rows.append(("Seed", str(document["seed"])))
     if document.get("versions"):

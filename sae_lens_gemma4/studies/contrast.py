@@ -19,11 +19,13 @@ from sae_lens_gemma4.interp.contrasts.contrast import MIN_PERMUTATIONS, Contrast
 from sae_lens_gemma4.interp.item_means import ItemMeans, Kind, Statistic, item_means
 from sae_lens_gemma4.interp.items import Count, Item, ItemSource, item_corpus, read_items
 from sae_lens_gemma4.interp.steering.answering import RIGHT, Answering, answer, graded
-from sae_lens_gemma4.models.interface import HookedModel
+from sae_lens_gemma4.models.interface import HookedModel, n_layers_of, require_hook
 from sae_lens_gemma4.neuronpedia.job import Place
 from sae_lens_gemma4.studies.study import (
     Study,
+    items_facts,
     load_model,
+    local_items,
     model_facts,
     plan_items,
     plan_model,
@@ -64,20 +66,27 @@ class Groups:
 
     def plan(self) -> str:
         how = f"column {self.items.group!r}"
+        if self.answers is None and (items := local_items(self.items)):
+            in_group(items, self.group)
         if self.answers is not None:
             how = f"right and wrong by {self.answers.extractor}"
         return f"{plan_items(self.items)} Groups: {how}; tokens that count: {self.counted}."
 
-    def read(self, model: HookedModel, folder: Path, *, progress: bool) -> tuple[list[Item], dict[str, Any] | None]:
+    def read(self, model: HookedModel) -> list[Item]:
+        """The items, as the model reads them."""
+        return read_items(self.items, model.tokenizer)
+
+    def grouped(
+        self, model: HookedModel, items: list[Item], folder: Path, *, progress: bool
+    ) -> tuple[list[Item], dict[str, Any] | None]:
         """The items in their groups, and how they were answered where they were. Answers are kept in `folder`."""
-        items = read_items(self.items, model.tokenizer)
         if self.answers is None:
             return items, None
         outputs = answer(model, items, folder / ANSWERS, self.answers, progress=progress)
         return graded(items, outputs, self.answers)
 
-    def facts(self, items: list[Item], answers: dict[str, Any] | None) -> dict[str, Any]:
-        return {"n": len(items), "source": self.items.dataset, "count": self.counted, "answers": answers}
+    def facts(self, items: list[Item]) -> dict[str, Any]:
+        return {**items_facts(self.items, items), "count": self.counted}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +129,12 @@ class ContrastStudy(Study):
     contrast: ContrastOptions = field(default_factory=ContrastOptions)
     batch_items: int = 16
 
+    def __post_init__(self) -> None:
+        if self.batch_items < 1:
+            raise ConfigError(f"batch_items must be at least 1, not {self.batch_items}.")
+        if self.hooks == [] and not self.saes:
+            raise ConfigError("Neither `hooks` nor `saes` names anything to compare: leave `hooks` out for all layers.")
+
     def plan(self) -> list[str]:
         sites = "every layer" if self.hooks is None else f"{len(self.hooks)} hooks"
         return [
@@ -131,17 +146,19 @@ class ContrastStudy(Study):
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:
         model = load_model(self.model)
-        items, answers = self.groups.read(model, folder, progress=progress)
-        group = RIGHT if self.groups.answers is not None else self.groups.group
-        groups = in_group(items, group)
+        hooks = every_layer(model) if self.hooks is None else [require_hook(model, name) for name in self.hooks]
         loaded = [(place, place.load(self.model.device)) for place in self.saes]
         saes = {check_sae(sae, place.hook_name): sae for place, sae in loaded}
+        for name in saes:
+            require_hook(model, name)
         if len(saes) < len(loaded):
             raise ConfigError("Two of the SAEs read the same hook: contrast them one at a time.")
+        items, answers = self.groups.grouped(model, self.groups.read(model), folder, progress=progress)
+        groups = in_group(items, RIGHT if self.groups.answers is not None else self.groups.group)
         means = item_means(
             model,
             item_corpus(items, model.tokenizer, count=self.groups.counted),
-            every_layer(model) if self.hooks is None else self.hooks,
+            hooks,
             saes,
             batch_blocks=self.batch_items,
             statistic=self.statistic,
@@ -155,7 +172,7 @@ class ContrastStudy(Study):
             "kind": "contrast_by_layer",
             **{kind: found[kind].to_dict() if kind in found else None for kind in KINDS},
             "model": model_facts(model),
-            "items": self.groups.facts(items, None) | {"statistic": self.statistic},
+            "items": self.groups.facts(items) | {"statistic": self.statistic},
             "answers": answers,
             "saes": [
                 {**place.source(), "hook_name": hook, "hash": sae_hash(sae)}
@@ -185,6 +202,4 @@ def write_effects(file: Path, found: Mapping[Kind, Contrast]) -> None:
 
 def every_layer(model: HookedModel) -> list[str]:
     """The hooks of all layers' outputs."""
-    config: Any = getattr(getattr(model, "original_model", None) or getattr(model, "model", None), "config", None)
-    n_layers = config.get_text_config().num_hidden_layers if config is not None else model.cfg.n_layers  # type: ignore[attr-defined]
-    return [f"blocks.{layer}.hook_resid_post" for layer in range(n_layers)]
+    return [f"blocks.{layer}.hook_resid_post" for layer in range(n_layers_of(model))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 LABELS = "labels"
 ADAM1010, TITLE_DESCRIPTION = "sae_features.json", "feature_labels.json"
 """Named as the authors of these forms name them, but for the model's name before the first."""
+MADE = "made.json"
+"""What the labels were made from, so that a later test keeps those documents apart."""
 _NOT_STATED = (
     "Whether the labels hold on other text than this.",
     "Causal effects: nothing was steered or ablated to make these labels.",
@@ -35,6 +38,7 @@ def write_files(study: LabelStudy, folder: Path, facts: Mapping[str, Any], found
         DataError: there are no labels.
     """
     sae, model, corpus = facts["sae"], facts["model"], facts["corpus"]
+    e = study.examples
     name = sae.get("sae_id") or Path(str(sae.get("path") or sae["hook_name"])).name
     card = LabelCard(
         title=f"Labels of {name} on {model['name']}",
@@ -45,6 +49,10 @@ def write_files(study: LabelStudy, folder: Path, facts: Mapping[str, Any], found
             "Hook": sae["hook_name"],
             "Text": f"{corpus['name']}, {corpus['tokens']:,} tokens, hash {corpus['hash']}",
             "Judges": ", ".join(found.labelled.judges),
+            "Labelled from": f"up to {e.n_top} strongest contexts and {e.n_quantile} from equal intervals",
+            "Tested on": f"up to {e.n_positive} contexts where a latent fires and {e.n_negative} where it does not, of "
+            f"other documents (shares {e.labelling:g}, {e.held_out:g}, {e.calibration:g}; seed {e.seed})",
+            "Confirmed": f"one-sided Fisher's exact test of where the label applies, p ≤ {study.verification.alpha:g}",
             "Selection": f"{study.selection.rule}, seed {study.selection.seed}",
         },
         measured=list(_measured(found)),
@@ -52,6 +60,7 @@ def write_files(study: LabelStudy, folder: Path, facts: Mapping[str, Any], found
     )
     place = folder / LABELS
     written = write_labels(found.labels, place, card)
+    _write({"corpus": corpus["hash"], "examples": asdict(study.examples)}, place / MADE)
     files = {"jsonl": written.jsonl, "parquet": written.parquet, "card": written.card}
     if (layer := layer_of(sae["hook_name"])) is not None:
         files["adam1010"] = place / ADAM1010
@@ -74,6 +83,10 @@ def _measured(found: Findings) -> Iterator[Measured]:
         yield _of_means(f"F1 of detection, {by}", tested.f1, None if floor is None else floor.f1)
     if found.agreed is not None:
         yield _of_means("Cohen's κ of the two labels", found.agreed.kappa, found.agreed.floor_kappa)
+    mean, floor = found.scores_record["mean"], found.scores_record["floor"]
+    if mean["value"] is not None:
+        dealt = None if floor is None else Mean(**floor["mean"])
+        yield _of_means("Mean confidence", Mean(**mean), dealt, "control: the score of labels dealt out anew")
     if found.probing is not None and not isinstance(found.probing, str):
         means = found.probing.means
         yield _of_means(

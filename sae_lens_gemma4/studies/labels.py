@@ -13,24 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_gemma4.catalogue.label_schemas import SCHEMAS
+from sae_lens_gemma4.catalogue.labels import load_feature_labels
 from sae_lens_gemma4.catalogue.registry import SAEEntry, releases
-from sae_lens_gemma4.errors import ConfigError
+from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.interp.examples import ExampleSettings
 from sae_lens_gemma4.interp.judges.judge import Judge
 from sae_lens_gemma4.interp.judges.settings import JudgeSettings, judge_of
 from sae_lens_gemma4.interp.labels.confidence import Health, Weights
 from sae_lens_gemma4.interp.labels.probes import ProbeSettings
-from sae_lens_gemma4.interp.labels.verification import VerificationSettings
+from sae_lens_gemma4.interp.labels.verification import VerificationSettings, scorers_of
 from sae_lens_gemma4.interp.selection import Selection
+from sae_lens_gemma4.neuronpedia.explanations import read_explanations
 from sae_lens_gemma4.neuronpedia.job import Place, Stated, Text
 from sae_lens_gemma4.studies.contrast import EFFECTS
 from sae_lens_gemma4.studies.profile import ProfileOptions
-from sae_lens_gemma4.studies.study import Study, plan_model, plan_sae, plan_text
+from sae_lens_gemma4.studies.study import Study, check_latents, plan_model, plan_sae, plan_text
 from sae_lens_gemma4.training.config import Model
 
 CATALOGUE = "catalogue"
+BASELINES = ("tokens", "ngrams")
 ANSWERS = "answers"
+_PER = 1000
+"""Latents that costs are told for where nobody knows how many there are."""
 _TOKEN_BYTES = 6
 """Of a token as JSON has it in a prompt, roughly, with its activation twice that; for estimates."""
 
@@ -64,20 +69,31 @@ class LatentStudy(Study):
     def __post_init__(self) -> None:
         if self.promoted < 0:
             raise ConfigError(f"promoted is a number of tokens, 0 or more, not {self.promoted}.")
+        if self.examples.n_positive < self.verification.min_positives:
+            raise ConfigError(
+                f"examples.n_positive is {self.examples.n_positive}, fewer than verification.min_positives "
+                f"({self.verification.min_positives}): no label could be tested."
+            )
 
     def judges_in(self, folder: Path, *, progress: bool = False) -> list[Judge]:
         """The judges, whose answers are kept in `folder`."""
         return [judge_of(settings, folder / ANSWERS, progress=progress) for settings in self.judges]
 
-    def costs(self, n_latents: int, label_sets: int, *, labelling: bool) -> list[str]:
-        """What each judge is asked at most, in sentences. Keys are looked for, and nothing is kept."""
+    def costs(self, n_latents: int, *, labelling: bool) -> list[str]:
+        """What each judge is asked at most, in sentences. Keys are looked for, and nothing is kept.
+
+        Args:
+            labelling: it labels as well as tests; else what it is asked is for each set of labels that are there.
+        """
         e, v = self.examples, self.verification
         tests = (2 if v.floor else 1) + self.calibration
         shown = (2 * e.window + 1) * _TOKEN_BYTES
         sentences = []
         for settings in self.judges:
             judge = judge_of(settings, None)
-            detections = n_latents * tests * (1 if labelling else label_sets)
+            if settings.kind in BASELINES:
+                sentences.append(f"{judge.name}: no model is asked, and nothing is paid.")
+                continue
             labels = judge.cost(
                 n_latents if labelling else 0,
                 0,
@@ -85,17 +101,15 @@ class LatentStudy(Study):
                 bytes_per_example=2 * shown,
                 n_promoted=self.promoted,
             )
-            found = judge.cost(0, detections, n_examples=e.n_positive + e.n_negative, bytes_per_example=shown)
+            found = judge.cost(0, n_latents * tests, n_examples=e.n_positive + e.n_negative, bytes_per_example=shown)
             usd = None if labels.usd is None or found.usd is None else labels.usd + found.usd
-            most = None if labels.usd_at_most is None or found.usd_at_most is None else (
-                labels.usd_at_most + found.usd_at_most
-            )  # fmt: skip
-            price = "" if usd is None or not most else f", about {usd:.2f} USD, {most:.2f} at the very most"
+            most = (labels.usd_at_most or 0) + (found.usd_at_most or 0)
+            price = "" if usd is None else f", about {usd:.2f} USD, {most:.2f} at the very most"
             limit = "" if settings.max_usd is None else f"; it stops before {settings.max_usd:g} USD are spent"
             tokens = labels.input_tokens + found.input_tokens
-            sentences.append(
-                f"{judge.name}: {labels.calls + found.calls:,} questions, about {tokens:,} tokens read{price}{limit}."
-            )
+            of = "" if labelling else " for each set of labels"
+            n = labels.calls + found.calls
+            sentences.append(f"{judge.name}: {n:,} questions{of}, about {tokens:,} tokens read{price}{limit}.")
         return sentences
 
     def begin(self) -> list[str]:
@@ -108,23 +122,29 @@ class LabelStudy(LatentStudy):
     """A recipe of `interp label`.
 
     Attributes:
-        judges: two; each tests the other's labels unless `verification.scorer` is "own".
+        judges: two; who tests whose labels is `verification.scorer`'s.
         profile: of the layers, on the same text; needed by the selection rule "divergence".
         contrast: output folder of an `interp contrast`, whose latents the selection rule "contrast" takes.
         licence: of the labels, for their card.
-        export: what Neuronpedia is to call all this; None for no export.
+        listing: what Neuronpedia lists of the SAE (`neuronpedia.job.Stated`), where an export is wanted; None for none.
     """
 
     selection: Selection = field(default_factory=Selection)
     profile: ProfileOptions | None = None
     contrast: str | None = None
     licence: str | None = None
-    export: Stated | None = None
+    listing: Stated | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.judges) != 2:
             raise ConfigError(f"`interp label` takes two judges, not {len(self.judges)}.")
+        models = [judge for judge in self.judges if judge.kind not in BASELINES]
+        if len(models) == 1 and self.verification.scorer == "other":
+            name = models[0].name or models[0].model
+            raise ConfigError(
+                f"String match cannot test labels in words. Have {name} test both: `verification.scorer: {name}`."
+            )
         if self.selection.rule == "divergence" and self.profile is None:
             raise ConfigError("The selection rule divergence needs a profile: add `profile: {}`, or take another rule.")
         if (self.selection.rule == "contrast") != (self.contrast is not None):
@@ -133,16 +153,21 @@ class LabelStudy(LatentStudy):
     def plan(self) -> list[str]:
         sentences = self.begin()
         s = self.selection
-        n = len(s.latents) if s.latents else s.n
+        n, many = len(s.latents) if s.latents else s.n, None
         if s.rule == "all":
             entry = plan_sae(self.sae)[1]
-            n = (entry.d_sae if entry is not None else None) or n
+            width = None if entry is None else entry.d_sae
+            n = width or _PER
+            if width is None:
+                many = f"All latents that fire; how many is not known before the SAE is loaded. Of each {n:,}:"
         rule = {"given": "as given", "all": "all that fire"}.get(s.rule, f"by {s.rule}, seed {s.seed}")
-        sentences.append(f"{n:,} latents, {rule}.")
-        sentences += self.costs(n, 2, labelling=True)
+        check_latents(self.sae, s.latents or ())
+        scorers_of([judge_of(settings, None) for settings in self.judges], self.verification)
+        sentences.append(many or f"{n:,} latents, {rule}.")
+        sentences += self.costs(n, labelling=True)
         if self.contrast is not None and not Path(self.contrast, EFFECTS).is_file():
             raise ConfigError(f"There is no contrast in {self.contrast}; `interp contrast` makes one.")
-        sentences.append("Labels go to labels/; " + ("no export." if self.export is None else "an export to exports/."))
+        sentences.append("Labels go to labels/" + ("." if self.listing is None else ", and an export to exports/."))
         return sentences
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:
@@ -156,12 +181,17 @@ class VerifyStudy(LatentStudy):
     """A recipe of `interp verify`: labels that are there, tested.
 
     Attributes:
+        examples: nobody labels from this text, so most documents are held out, unless `interp label` made the labels of
+            it: then the documents that it kept apart are taken, whatever stands here.
         labels: `catalogue` for the release's own, or a CSV, JSON, JSONL or parquet file.
         judges: one or more who test; each tests every label of every source.
         n: labelled latents to test, drawn by `seed`; None for all.
     """
 
     labels: str
+    examples: ExampleSettings = field(
+        default_factory=lambda: ExampleSettings(labelling=0.1, held_out=0.6, calibration=0.3)
+    )
     n: int | None = 50
     seed: int = 0
 
@@ -169,6 +199,8 @@ class VerifyStudy(LatentStudy):
         super().__post_init__()
         if len(self.judges) != 1:
             raise ConfigError(f"`interp verify` takes one judge, who tests all labels, not {len(self.judges)}.")
+        if self.verification.scorer != "other":
+            raise ConfigError("The one judge of `interp verify` tests all labels: leave `verification.scorer` out.")
         if self.n is not None and self.n < 1:
             raise ConfigError(f"n must be at least 1, or null for all labelled latents; not {self.n}.")
 
@@ -177,16 +209,47 @@ class VerifyStudy(LatentStudy):
         entry = plan_sae(self.sae)[1]
         if self.labels == CATALOGUE:
             check_labels(self.sae, entry)
-        elif not Path(self.labels).is_file():
+            n = self.n or (entry.d_sae if entry is not None else None) or 0
+            drawn = f"{self.n:,} of them, seed {self.seed}" if self.n else "all"
+            return [*sentences, f"Labels: {self.labels}; {drawn}.", *self.costs(n, labelling=False)]
+        if not Path(self.labels).is_file():
             raise ConfigError(f"There are no labels at {self.labels}; `catalogue` is for a release's own.")
-        n = self.n or (entry.d_sae if entry is not None else None) or 0
-        sentences.append(f"Labels: {self.labels}; " + (f"{self.n:,} of them, seed {self.seed}." if self.n else "all."))
-        return sentences + self.costs(n, 1, labelling=False)
+        stated = stated_labels(self)
+        n = min(self.n or len(stated), len(stated))
+        by = dict.fromkeys(who for said in stated.values() for who in said)
+        sentences.append(f"Labels: {self.labels}; {n:,} of {len(stated):,} labelled latents, by {', '.join(by)}.")
+        return sentences + self.costs(n, labelling=False)
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:
         from sae_lens_gemma4.studies.line import verify
 
         return verify(self, folder, progress=progress)
+
+
+def stated_labels(study: VerifyStudy) -> dict[int, dict[str, str]]:
+    """Of each labelled latent its labels, by who stated them.
+
+    Raises:
+        DataError: there are none.
+        Others: as `load_feature_labels` and `read_explanations`.
+    """
+    found: dict[int, dict[str, str]] = {}
+    if study.labels == CATALOGUE:
+        release, sae_id = str(study.sae.release), str(study.sae.sae_id)
+        for index, one in load_feature_labels(release, sae_id).items():
+            texts = {one.source: one.label or one.description, **one.alternatives}
+            found[index] = {who: text for who, text in texts.items() if text}
+    else:
+        entry = plan_sae(study.sae)[1]
+        for index, said in read_explanations(study.labels, d_sae=None if entry is None else entry.d_sae).items():
+            by: dict[str, str] = {}
+            for explanation in said:
+                by.setdefault(explanation.notes or Path(study.labels).stem, explanation.text)
+            found[index] = by
+    found = {index: texts for index, texts in found.items() if texts}
+    if not found:
+        raise DataError(f"{study.labels} has no label of this SAE.")
+    return found
 
 
 def check_labels(place: Place, entry: SAEEntry | None) -> None:

@@ -17,7 +17,16 @@ from sae_lens_gemma4.interp.items import ItemSource, read_items
 from sae_lens_gemma4.interp.layers.lens import decoder_lens, logit_lens
 from sae_lens_gemma4.models.interface import HookedModel
 from sae_lens_gemma4.neuronpedia.job import Place
-from sae_lens_gemma4.studies.study import Study, load_model, model_facts, plan_items, plan_model, plan_sae
+from sae_lens_gemma4.studies.study import (
+    Study,
+    check_latents,
+    items_facts,
+    load_model,
+    model_facts,
+    plan_items,
+    plan_model,
+    plan_sae,
+)
 from sae_lens_gemma4.training.config import Model
 
 
@@ -33,6 +42,10 @@ class LensOptions:
     batch_prompts: int = 8
     sampling: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        if min(self.top, self.batch_prompts) < 1:
+            raise ConfigError(f"lens.top and lens.batch_prompts must be above 0, not {self.top}, {self.batch_prompts}.")
+
     def arguments(self) -> dict[str, Any]:
         targets = self.targets[0] if self.targets is not None and len(self.targets) == 1 else self.targets
         return {**vars(self), "targets": targets}
@@ -44,7 +57,6 @@ class LensStudy(Study):
 
     Attributes:
         prompts: texts to read; or `items`, their place.
-        chat: with `prompts`: each is a user's turn in the tokenizer's chat template.
         sae, latents: whose decoder rows are read too.
     """
 
@@ -58,6 +70,8 @@ class LensStudy(Study):
     def __post_init__(self) -> None:
         if (self.prompts is None) == (self.items is None):
             raise ConfigError("`interp lens` reads either `prompts`, a list of texts, or `items`.")
+        if self.prompts is not None and not all(text.strip() for text in self.prompts or [""]):
+            raise ConfigError("`prompts` is a list of texts that are not empty.")
         if (self.sae is None) != (not self.latents):
             raise ConfigError("`sae` and `latents` go together: whose decoder rows are read, and which.")
 
@@ -65,21 +79,23 @@ class LensStudy(Study):
         read = plan_items(self.items) if self.items else f"{len(self.prompts or ()):,} prompts."
         sentences = [plan_model(self.model), read]
         if self.sae is not None:
-            sentence, entry = plan_sae(self.sae)
-            width = None if entry is None else entry.d_sae
-            for latent in self.latents or ():
-                if latent < 0 or (width is not None and latent >= width):
-                    raise ConfigError(f"There is no latent {latent}; {self.sae.sae_id} has {width or '…'}, from 0 on.")
-            sentences.append(f"{len(self.latents or ()):,} decoder rows. {sentence}")
+            check_latents(self.sae, self.latents or ())
+            sentences.append(f"{len(self.latents or ()):,} decoder rows. {plan_sae(self.sae)[0]}")
         return sentences
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:  # noqa: ARG002
         model = load_model(self.model)
-        texts = self.prompts
+        texts, read = self.prompts, None
         if self.items is not None:
-            texts = [item.prompt for item in read_items(self.items, model.tokenizer)]
-        document = logit_lens(model, texts or [], **self.lens.arguments()).to_dict()
-        facts = {"model": {**model_facts(model)}, "decoder": self._decoder(model), "versions": versions()}
+            items = read_items(self.items, model.tokenizer)
+            texts, read = [item.prompt for item in items], items_facts(self.items, items)
+        document = logit_lens(model, texts or [], **self.lens.arguments(), progress=progress).to_dict()
+        facts = {
+            "model": {**model_facts(model)},
+            "items": read,
+            "decoder": self._decoder(model),
+            "versions": versions(),
+        }
         return {**document, **facts}
 
     def _decoder(self, model: HookedModel) -> dict[str, Any] | None:
@@ -90,4 +106,4 @@ class LensStudy(Study):
         with torch.no_grad():
             found = decoder_lens(sae, model, hook_name, self.latents or [])
         of = {**self.sae.source(), "hook_name": hook_name, "hash": sae_hash(sae)}
-        return {"sae": of, "latents": [one.to_dict() for one in found.values()]}
+        return {"sae": of, "latents": [{"index": index, **one.to_dict()} for index, one in found.items()]}

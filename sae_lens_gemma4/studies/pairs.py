@@ -47,6 +47,10 @@ class PairStudy(Study):
     batch_blocks: int = 16
     licence: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.batch_blocks < 1:
+            raise ConfigError(f"batch_blocks must be at least 1, not {self.batch_blocks}.")
+
     def plan(self) -> list[str]:
         categories = read_categories(self.pairs, min_pairs=_MIN_PAIRS)
         if self.template.count("{prompt}") != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,24 @@ from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.result import versions
 from sae_lens_gemma4.interp.contrasts.contrast import in_group
 from sae_lens_gemma4.interp.item_means import item_means
-from sae_lens_gemma4.interp.items import ItemSource, item_corpus, read_items
-from sae_lens_gemma4.interp.steering.answering import RIGHT
+from sae_lens_gemma4.interp.items import Item, ItemSource, item_corpus, read_items
+from sae_lens_gemma4.interp.steering.answering import RIGHT, check_apart, gold_answers
 from sae_lens_gemma4.interp.steering.conditions import SteeringSettings, plan
 from sae_lens_gemma4.interp.steering.extractors import extractor
 from sae_lens_gemma4.interp.steering.run import steer
-from sae_lens_gemma4.interp.steering.vectors import SteeringVector, from_contrast, from_file, from_latent
+from sae_lens_gemma4.interp.steering.vectors import SteeringVector, check_hook, from_contrast, from_file, from_latent
 from sae_lens_gemma4.models.interface import HookedModel
 from sae_lens_gemma4.neuronpedia.job import Place
 from sae_lens_gemma4.studies.contrast import Groups
-from sae_lens_gemma4.studies.study import Study, load_model, model_facts, plan_items, plan_model, plan_sae
+from sae_lens_gemma4.studies.study import (
+    Study,
+    check_latents,
+    load_model,
+    model_facts,
+    plan_items,
+    plan_model,
+    plan_sae,
+)
 from sae_lens_gemma4.training.config import Model
 
 OUTPUTS, CONTRAST = "outputs", "contrast"
@@ -55,19 +64,29 @@ class Direction:
         if self.groups is not None:
             return f"Direction: difference of means at {self.hook_name}. {self.groups.plan()}"
         if self.sae is not None:
+            check_latents(self.sae, [int(self.latent or 0)])
             return f"Direction: decoder row {self.latent}. {plan_sae(self.sae)[0]}"
         if not Path(str(self.file)).is_file():
             raise ConfigError(f"There is no vector at {self.file}.")
         return f"Direction: {self.file} at {self.hook_name}."
 
-    def of(self, model: HookedModel, device: str, folder: Path, *, progress: bool) -> tuple[SteeringVector, Any]:
-        """The vector, and how the items that it is made of were answered, where they were."""
+    def of(
+        self, model: HookedModel, steered: Sequence[Item], device: str, folder: Path, *, progress: bool
+    ) -> tuple[SteeringVector, Any]:
+        """The vector, and how the items that it is made of were answered, where they were.
+
+        Raises:
+            DataError: it is made of items that are to be steered.
+            Others: as `contrast`, `from_latent` and `from_file`.
+        """
         if self.sae is not None:
             return from_latent(self.sae.load(device), int(self.latent or 0), self.hook_name), None
-        hook_name = str(self.hook_name)
+        hook_name = check_hook(model, str(self.hook_name))
         if self.groups is None:
             return from_file(str(self.file), hook_name, self.tensor), None
-        items, answers = self.groups.read(model, folder / CONTRAST, progress=progress)
+        items = self.groups.read(model)
+        check_apart(steered, items)
+        items, answers = self.groups.grouped(model, items, folder / CONTRAST, progress=progress)
         in_group_n, names = in_group(items, RIGHT if self.groups.answers else self.groups.group)
         corpus = item_corpus(items, model.tokenizer, count=self.groups.counted)
         rows_nd = item_means(model, corpus, [hook_name], progress=progress).of(hook_name)
@@ -110,7 +129,8 @@ class SteerStudy(Study):
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:
         model = load_model(self.model)
         items = read_items(self.items, model.tokenizer)
-        vector, answers = self.direction.of(model, self.model.device, folder, progress=progress)
+        gold_answers(items, self.extractor)
+        vector, answers = self.direction.of(model, items, self.model.device, folder, progress=progress)
         result = steer(
             model, items, vector, self.steering, folder / OUTPUTS, extractor=self.extractor, progress=progress
         )
@@ -118,7 +138,7 @@ class SteerStudy(Study):
         return {
             **document,
             "model": model_facts(model),
-            "source": self.items.dataset,
+            "source": f"{self.items.dataset} [{self.items.split}]",
             "contrast_answers": answers,
             "versions": versions(),
         }

@@ -6,8 +6,11 @@ known beforehand (the catalogue's facts, files, keys of judges, what they will c
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from sae_lens_gemma4.embedded.text import load_embedded
 from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError, nearest
 from sae_lens_gemma4.evaluation.identity import model_fingerprint
 from sae_lens_gemma4.evaluation.result import write_json, write_page, write_text
-from sae_lens_gemma4.interp.items import ItemSource, read_items
+from sae_lens_gemma4.interp.items import Item, ItemSource, read_items
 from sae_lens_gemma4.models.interface import HookedModel, model_name, vocab_size
 from sae_lens_gemma4.models.loading import PUBLIC_MODELS, load_for_sae_lens
 from sae_lens_gemma4.neuronpedia.job import Place, Text
@@ -65,17 +68,25 @@ class Study(ABC):
             ConfigError: the folder cannot be written, or another process is at work in it.
             Gemma4SAEError: as the parts of the study do.
         """
+        if not self.output.strip():
+            raise ConfigError("`output` is empty: name a folder.")
         self.plan()
         folder = Path(self.output)
+        begun = folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ConfigError(f"Output {folder} cannot be made: {e.strerror}.") from e
-        with only_one(folder):
-            document = self.study(folder, progress=progress)
-            write_json(document, folder / RESULT)
-            write_page(document, folder / PAGE)
-            write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), folder / RECIPE)
+        try:
+            with only_one(folder):
+                document = self.study(folder, progress=progress)
+                write_json(document, folder / RESULT)
+                write_page(document, folder / PAGE)
+                write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), folder / RECIPE)
+        finally:
+            if not begun:
+                with suppress(OSError):  # it holds something, which is what a later run goes on from
+                    folder.rmdir()
         return document
 
 
@@ -155,12 +166,30 @@ def plan_sae(place: Place) -> tuple[str, SAEEntry | None]:
     return f"SAE {entry.id} of {release.name}: {width} at {entry.hook} of {release.model}.", entry
 
 
+def check_latents(place: Place, latents: Sequence[int]) -> None:
+    """Raise `ConfigError` for a latent that is named twice, or that the SAE is known not to have."""
+    entry = plan_sae(place)[1] if latents else None
+    width = None if entry is None else entry.d_sae
+    for number, latent in enumerate(latents):
+        if latent < 0 or (width is not None and latent >= width):
+            has = "; they are counted from 0" if width is None else f"; {place.sae_id} has 0 to {width - 1:,}"
+            raise ConfigError(f"There is no latent {latent}{has}.")
+        if latent in latents[:number]:
+            raise ConfigError(f"Latent {latent} is named twice.")
+
+
 def plan_text(text: Text) -> str:
     """What is read, in a sentence.
 
     Raises:
+        ConfigError: no block, or blocks of no token.
         DataError, UnknownNameError: there is no such file or embedded text.
     """
+    if text.prompts < 1 or text.context_size < 2 or text.batch_blocks < 1:
+        raise ConfigError(
+            "text needs prompts and batch_blocks above 0 and a context_size of 2 or more, not "
+            f"{text.prompts}, {text.batch_blocks} and {text.context_size}."
+        )
     of = "" if is_on_hub(text.dataset) or text.dataset.startswith("embedded:") else "local "
     if text.dataset.startswith("embedded:"):
         load_embedded(text.dataset, text.split)
@@ -176,13 +205,32 @@ def plan_items(source: ItemSource) -> str:
         DataError, UnknownNameError, ConfigError: as `read_items`.
     """
     n = "all" if source.n is None else f"{source.n:,}"
-    if source.dataset.endswith((".yaml", ".yml")) or not is_on_hub(source.dataset):
-        n = f"{len(read_items(replace(source, chat=False))):,}"
+    if (items := local_items(source)) is not None:
+        n = f"{len(items):,}"
     skipped = f" after the first {source.skip:,}" if source.skip else ""
     return f"Items: {n} of {source.dataset} [{source.split}]{skipped}."
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+def local_items(source: ItemSource) -> list[Item] | None:
+    """The items of a file, without a chat template; None of a dataset on the hub. Errors as `read_items`."""
+    if is_on_hub(source.dataset) and not source.dataset.endswith((".yaml", ".yml")):
+        return None
+    return read_items(replace(source, chat=False))
+
+
+def items_facts(source: ItemSource, items: Sequence[Item]) -> dict[str, Any]:
+    """What a result says of the items that it is of; the hash is of prompts, responses and groups."""
+    texts = json.dumps([[item.prompt, item.response, item.group] for item in items]).encode()
+    return {
+        "n": len(items),
+        "source": source.dataset,
+        "split": source.split,
+        "revision": source.revision,
+        "hash": hashlib.sha256(texts).hexdigest()[:16],
+    }
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all.
 
     Raises:
@@ -190,7 +238,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     """
     partial = file.with_name(f".{file.name}.partial")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
         partial.replace(file)
     except (OSError, SafetensorError) as e:
         partial.unlink(missing_ok=True)

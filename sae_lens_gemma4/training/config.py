@@ -302,7 +302,8 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ConfigError(f"Device {device!r} cannot be used: {str(e).splitlines()[0]}") from e
+        reason = str(e).splitlines()[0]
+        raise ConfigError(f"Device {device!r} cannot be used ({reason}). Another is stated as `device`, as cpu.") from e
 
 
 def _over(below: Any, above: Any) -> Any:

@@ -36,7 +36,7 @@ def test_ratios_are_of_what_was_timed(result):
 def test_by_128_computes_the_saes_own_activations():
     x_td = torch.randn(40, 96)
     with torch.no_grad():
-        sae = bench._sae(x_td, 300, 10, 0)
+        sae = bench.active_sae(x_td, 300, 10, 0)
         kept = []
         real = torch.relu
         try:

@@ -144,10 +144,14 @@ def test_what_counts_of_an_item(model, count):
 
 
 def test_items_of_which_nothing_counts_or_too_much_are_named(model):
-    with pytest.raises(DataError, match=r"Of item 3 no token counts \(count 'response'\).*no response"):
+    with pytest.raises(DataError, match=r"item 3 no token counts \(count 'response'\).*no response: name the column"):
         item_corpus(ITEMS, model.tokenizer, count="response")
-    with pytest.raises(DataError, match="Of item 1 no token"):
+    with pytest.raises(DataError, match=r"Of item 0 no token.*It has no prompt: count"):
+        item_corpus([Item("", response="yes")], model.tokenizer, count="prompt")
+    with pytest.raises(DataError, match=r"Of item 1 no token.*It is empty: leave it out"):
         item_corpus([Item("a"), Item(model.tokenizer.bos_token)], model.tokenizer)
+    with pytest.raises(DataError, match=r"Of item 0 no token.*all special: leave it out"):
+        item_corpus([Item(model.tokenizer.bos_token * 2)], model.tokenizer)
     with pytest.raises(DataError, match=r"Item 0 has .* more than max_tokens"):
         item_corpus(ITEMS, model.tokenizer, max_tokens=5)
     with pytest.raises(DataError, match="no items"):

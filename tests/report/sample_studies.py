@@ -19,6 +19,7 @@ from sae_lens_gemma4.interp.labels.labelling import label_latents
 from sae_lens_gemma4.interp.labels.probe_rows import ProbeRows
 from sae_lens_gemma4.interp.labels.probes import ProbeSettings, probe_latents
 from sae_lens_gemma4.interp.labels.verification import VerificationSettings, verify_labels
+from sae_lens_gemma4.interp.layers.decoder_lens import DecoderLens, Pull
 from sae_lens_gemma4.interp.layers.lens_result import Followed, Lens
 from sae_lens_gemma4.interp.layers.phases import find_phases
 from sae_lens_gemma4.interp.layers.profile import LayerFigures, LayerProfile
@@ -108,9 +109,9 @@ def labels(n: int = 14, *, bare: bool = False) -> dict[str, Any]:
     calibration: Any = "it was not asked for"
     if not bare:
         further = verify_labels(labelled, judges, latents, Words(), settings, "calibration", QUICK)
-        calibration = calibrate(scores, further).to_dict()
+        calibration = calibrate(scores, further, sampling=QUICK).to_dict()
     made = feature_labels(labelled, activity, verified, agreed, probing, scores)
-    record = scores_dict(scores, Weights(), Health())
+    record = scores_dict(scores, Weights(), Health(), QUICK)
     findings = Findings(labelled, verified, agreed, probing, scores, record, calibration, made)
     indices = [latent.index for latent in latents]
     return plain(
@@ -120,6 +121,7 @@ def labels(n: int = 14, *, bare: bool = False) -> dict[str, Any]:
             "sae": SAE,
             "model": MODEL,
             "corpus": CORPUS,
+            "origin": "made",
             "profile": None if bare else profile(),
             "selection": {"rule": "given", "indices": indices, "scores": [None] * n, "facts": {"left": {"latents": n}}},
             "examples": {
@@ -147,11 +149,12 @@ def _probe_rows(n: int, contexts: int = 30, d: int = 4) -> tuple[list[ProbeRows]
             ProbeRows(index, np.arange(contexts), fires_n, near_n, np.arange(contexts), rng.normal(size=(contexts, 3)))
         )
         acts.append(x_nd)
-    return rows, np.concatenate(acts)
+    return rows, acts
 
 
 def contrasted(*, bare: bool = False) -> dict[str, Any]:
-    """Two groups that differ in one dimension of one layer; `bare` is of three items a group, without latents."""
+    """Two groups that differ in one dimension of one layer, and by one latent altogether; `bare` is of three items a
+    group, without latents."""
     rng, n = np.random.default_rng(0), 6 if bare else 60
     in_group_n = np.arange(n) < n // 2
     sites = []
@@ -161,6 +164,7 @@ def contrasted(*, bare: bool = False) -> dict[str, Any]:
             x_nf[:, 7] += 2 * in_group_n
         sites.append(Site(f"blocks.{layer}.hook_resid_post", "activations", x_nf))
     sparse_nf = np.where(rng.random((n, 60)) < 0.4, rng.exponential(size=(n, 60)), 0).astype(np.float32)
+    sparse_nf[:, 23] = ~in_group_n
     tokens_n = np.full(n, 5) if bare else rng.integers(5, 20, size=n)
 
     def found(*of: Site) -> dict[str, Any]:
@@ -229,18 +233,23 @@ def steered(*, bare: bool = False) -> dict[str, Any]:
     return plain(result.to_dict() | more | {"versions": versions()})
 
 
-def paired(*, bare: bool = False) -> dict[str, Any]:
-    """Two categories: five latents go with the first, none with the second; `bare` has none and no swapped analyses."""
+def paired(*, bare: bool = False, two_sided: bool = False) -> dict[str, Any]:
+    """Two categories: five latents go with the first, none with the second; `bare` has none and no swapped analyses.
+    With `two_sided` one more goes against both, by the same in all pairs of the first, and one with both alike."""
     rng, n_pairs, n_latents = np.random.default_rng(0), 4 if bare else 20, 80
 
     def means(name: str, n_planted: int) -> PairMeans:
         pairs = tuple(Pair(f"with {name} {i}", f"without {name} {i}") for i in range(n_pairs))
         with_pf, without_pf = (rng.exponential(size=(n_pairs, n_latents)) for _ in range(2))
         with_pf[:, :n_planted] += 4
+        if two_sided:
+            with_pf[:, 70], without_pf[:, 70] = 1, 3 if n_planted else rng.uniform(2, 3, size=n_pairs)
+            with_pf[:, 71], without_pf[:, 71] = 2, 1
         lengths = {} if bare else {"tokens_with_p": np.full(n_pairs, 11), "tokens_without_p": np.full(n_pairs, 10)}
         return PairMeans(Category(name=name, label=f"about {name}", pairs=pairs), with_pf, without_pf, **lengths)
 
-    settings = PairSettings(scrambles=0 if bare else 4, permutations=2000, sampling=QUICK)
+    sides: Any = {"alternative": "two-sided"} if two_sided else {}
+    settings = PairSettings(scrambles=0 if bare else 4, permutations=2000, sampling=QUICK, **sides)
     found = probe_pairs([means("files", 0 if bare else 5), means("questions", 0)], settings)
     facts = {
         "model": MODEL,
@@ -287,9 +296,11 @@ def lensed(*, bare: bool = False) -> dict[str, Any]:
         facts={"model": MODEL, "n_prompts": n, "vocabulary_scripts": {"Latin": 0.6, "Han": 0.3, "digits": 0.1}},
         sampling=QUICK,
     )
-    pull = {"token": " cat", "token_id": 3, "logit": 0.4, "z": 4.1}
-    decoder = {"sae": SAE, "latents": [{"index": 9, "promoted": [pull], "suppressed": [pull | {"z": -3.9}]}]}
-    return plain(lens.to_dict() | {"model": MODEL, "decoder": None if bare else decoder})
+    pull: dict[str, Any] = {"token": " cat", "token_id": 3, "logit": 0.4, "z": 4.1}
+    row = DecoderLens(9, (Pull(**pull),), (Pull(**pull | {"z": -3.9}),))
+    decoder = {"sae": SAE, "latents": [row.to_dict()]}
+    more = {} if bare else {"items": {"n": n, "source": "prompts.yaml", "hash": "1234abcd"}}
+    return plain(lens.to_dict() | more | {"model": MODEL, "decoder": None if bare else decoder})
 
 
 MADE = {

@@ -18,7 +18,7 @@ from sae_lens_gemma4.report.html import render
 from sae_lens_gemma4.report.studies import plots
 from sae_lens_gemma4.report.study import STUDIES, study_page, summary
 from tests.report.sample_report import Page
-from tests.report.sample_studies import MADE
+from tests.report.sample_studies import MADE, paired, profile
 
 HOSTILE = "</script></style><img src=https://evil.example/x.png onerror=alert(1)><b>'\"&{{ 7*7 }}"
 SLY = "\u202e\x1b"
@@ -157,11 +157,64 @@ def test_labels_stand_beside_their_floors() -> None:
     for control in ("probe", "shuffled", "length"):
         assert f"{100 * means[control]['accuracy']['value']:.1f}\u00a0%" in sentences[3]
     assert "99.3 %" in sentences[3] and "35.8 %" in sentences[3]
+    scores = document["confidence"]
+    own, floor = (f"{part['mean']['value']:.3f}" for part in (scores, scores["floor"]))
+    assert sentences[4].index(own) < sentences[4].index("against") < sentences[4].index(floor)
+    assert f"{scores['floor']['tiers']['medium']} a medium" in sentences[4]
     score = document["calibration"]["score"]
-    assert f"{score['mean_score']:.3f}" in sentences[4] and share_words(score["confirmed"]) in sentences[4]
-    assert f"{score['error']:.3f}" in sentences[4]
-    assert "1 label not given" in sentences[5]  # the reader's, of latent 2
+    assert f"{score['mean_score']:.3f}" in sentences[5] and share_words(score["confirmed"]) in sentences[5]
+    interval = n.interval((score["error_low"], score["error_high"]), n.fixed3)
+    assert f"{score['error']:.3f} {interval}" in sentences[5] and f"AUROC {n.fixed3(score['auroc'])}" in sentences[5]
+    assert "1 label not given" in sentences[6]  # the reader's, of latent 2
     assert len(list(shown.find("mark"))) >= len(document["shown"])
+
+
+def test_the_floor_stands_in_the_tables_with_as_many_figures_as_the_labels() -> None:
+    document, shown = made("latent_labels"), page("latent_labels")
+    rows = {row[0]: row[1:] for row in reversed([*shown.rows()])}  # the first table of a name
+    for name, judge in document["verification"]["judges"].items():
+        for row, part in ((name, judge), (f"{name}: labels dealt to other latents", judge["floor"])):
+            for cell, key in zip(rows[row][1:], ("f1", "balanced_accuracy", "near_precision"), strict=True):
+                if part[key]["n"]:
+                    assert cell.startswith(f"{part[key]['value']:.3f} (n = {part[key]['n']})"), (row, key)
+                else:
+                    assert cell == "none"
+    assert "contexts of a test are from 20 to 20 documents" in shown.text()
+    for name, judge in document["verification"]["judges"].items():
+        top, other = (" ".join(n.percent(judge["recall"][kind]["value"]).split()) for kind in ("top", "quantile"))
+        there = "of the contexts in which the latent is strongest"
+        assert re.search(rf"Labels by {name} apply to {top} \[[^]]*\] {there}, and to {other}", shown.text())
+    agreed = document["agreement"]
+    assert f"{agreed['constant']} have one, or two, applying to all contexts or to none" in shown.text()
+    few = made("latent_labels")
+    few["verification"]["judges"]["reader"]["floor"]["left_out"] = [4, 5]
+    assert "2 labels had no other to be dealt" in Page(render(few)).text()
+    none = made("latent_labels")
+    none["confidence"]["floor"] = None
+    assert "there is no floor to hold that against." in summary(none)[4]
+
+
+def test_of_others_labels_the_page_says_what_is_known_and_not_that_they_were_made() -> None:
+    chosen = made("latent_labels")
+    chosen["selection"]["rule"] = "random"
+    assert "neither labels nor scores were made, though latents were chosen on the whole text" in summary(chosen)[5]
+    assert "though latents" not in summary(made("latent_labels"))[5]  # they were given
+    text = page("latent_labels").text()
+    made_here = [
+        "documents that it was not made from",
+        "labels are made from",
+        "were put to the judges",
+        "that its label was made from",
+        "neither labels nor scores were made",
+    ]
+    assert all(words in text for words in made_here)
+    document = made("latent_labels")
+    document["origin"] = "Whether their makers saw this text is not known."
+    document["selection"]["rule"] = "labelled"
+    text = Page(render(document)).text()
+    assert not [words for words in [*made_here, "by the other judge", "chosen on"] if words in text]
+    assert document["origin"] in text and "from which no score was made" in text
+    assert "those by reader by reader and those by guesser by guesser" in text
 
 
 def test_a_latents_card_paints_its_tokens_by_activation() -> None:
@@ -210,14 +263,39 @@ def test_steering_gives_its_verdict_first_and_counts_by_condition() -> None:
     [(_, chip)] = [(a, t) for a, t in shown.find("span") if a.get("class") == "chip"]
     assert chip == document["verdict"]["verdict"] == "direction effect"
     assert summary(document)[0].startswith("direction effect: At 5")
-    rows = {row[0]: row[1:] for row in shown.rows()}
+    rows = {row[0]: row[1:] for row in reversed([*shown.rows()])}  # the first table of a name
     for c in document["conditions"][1:]:
         cells = rows[c["name"]]
         assert cells[0].startswith(f"{c['accuracy']['k']} of 50 = ")
         assert cells[1:3] == [str(len(c["recovered"])), str(len(c["broken"]))]
     assert "3 random directions" in shown.text()
     bare = summary(made("steering", bare=True))
-    assert bare[0].startswith("none: ") and "no random direction was run" in bare[2]
+    assert bare[0].startswith("none: The two signs differ") and "no random direction was run" in bare[2]
+
+
+def test_steering_states_the_rule_that_was_used_and_every_test() -> None:
+    document = made("steering")
+    document["verdict"]["rule"] = "Whatever the rule says."
+    shown = Page(render(document))
+    assert document["verdict"]["rule"] in shown.text()
+    assert "What the first test alone, adding against subtracting, could have shown" in shown.text()
+    rows = [row for row in shown.rows() if len(row) == 5]
+    for part in ("opposite", "controls", "spread", "magnitude", "directions", "alone"):
+        assert document["verdict"][part]
+        for test in document["verdict"][part]:
+            name = test["name"] if test["scale"] is None else f"{test['name']}, {100 * test['scale']:g} %"
+            [row] = [row for row in rows if row[0] == name]
+            assert row[3] == " ".join(n.real(test["adjusted"]).split())
+
+
+def test_steering_at_one_scale_has_error_bars() -> None:
+    document = made("steering")
+    document["conditions"] = [c for c in document["conditions"] if abs(c["scale"]) in (0, 0.1)]
+    accuracy = figures(Page(render(document)))[0]
+    plus = next(c for c in document["conditions"] if c["kind"] == "positive")["accuracy"]
+    [drawn] = [trace for trace in accuracy["data"] if trace.get("name") == "+"]
+    assert drawn["error_y"]["array"] == [pytest.approx(plus["high"] - plus["value"])]
+    assert drawn["error_y"]["arrayminus"] == [pytest.approx(plus["value"] - plus["low"])]
 
 
 def test_pairs_say_how_many_pass_by_chance() -> None:
@@ -231,6 +309,80 @@ def test_pairs_say_how_many_pass_by_chance() -> None:
     assert len(filled["x"]) == sum(q <= 0.05 for q in points["q_value"]) == 5
     found = next(i for i, q in enumerate(points["q_value"]) if q <= 0.05)
     assert filled["y"][0] == pytest.approx(-math.log10(points["p_value"][found]), rel=1e-3)
+
+
+def test_two_sided_pairs_count_what_is_not_labelled_and_say_what_is_infinite() -> None:
+    document = paired(two_sided=True)
+    less = [found for category in document["categories"] for found in category["top"] if found["difference"] < 0]
+    assert document["less_active"] == len(less) == 1 and document["labelled"] == document["found"] - 1 == 6
+    assert [category["less_active"] for category in document["categories"]] == [1, 0]
+    words = "Of the latents found, 6 more active with the property are labelled by it, and 1 less active with it is not"
+    assert words in summary(document)[1]
+    shown = Page(render(document))
+    effects = {row[0]: row[1] for row in shown.rows() if len(row) == 8}
+    assert effects["70"] == f"{n.MINUS}∞" and effects["71"] == "∞"
+    assert "Not drawn: 2 latents with an infinite effect." in shown.text()
+    assert next(row[1:] for row in shown.rows() if row[0] == "70" and len(row) == 3)[0] == "questions"
+    assert n.NOT_DEFINED not in " ".join(effects.values())
+    assert "less active" not in " ".join(summary(made("prompt_pairs")))
+
+
+def test_a_contrast_flags_what_separates_the_groups_and_says_what_the_halves_are() -> None:
+    shown = page("contrast_by_layer")
+    rows = [row for row in shown.rows() if row[0] == "23"]
+    assert any(row[1].replace(n.NBSP, " ") == f"≤ {n.MINUS}10" for row in rows)
+    assert (
+        "1 feature among the largest of the sites has a |d| of 10 or more: it separates the groups, counts as 10"
+        in (shown.text())
+    )
+    assert "It takes 8 items in each group." in shown.text() and "does not bias it" in shown.text()
+
+
+@pytest.mark.parametrize(
+    ("count", "statistic", "said"),
+    [
+        ("all", "mean", "the mean over all tokens."),
+        ("prompt", "max", "the maximum over the tokens of the prompt."),
+        ("response", "last", "the last of the tokens of the response."),
+        ("last", "mean", "at the last token of each."),
+    ],
+)
+def test_a_contrast_says_which_tokens_count(count: str, statistic: str, said: str) -> None:
+    document = made("contrast_by_layer")
+    document["items"] |= {"count": count, "statistic": statistic}
+    assert study_page(document).subject.endswith(f": {said}")
+
+
+def test_a_profile_of_few_layers_tells_no_finding_of_its_phases() -> None:
+    document = profile(n_layers=6)
+    assert summary(document)[-1] == (
+        "The curve over layers was not searched for change points: that takes 16 layers, and it has 6."
+    )
+    text = Page(render(document)).text()
+    assert "shuffled, " not in text and "is one phase" not in text and "Cosine by phase" not in text
+
+
+def test_an_interval_without_neighbours_is_an_error_bar() -> None:
+    says = ["layer 1", "layer 2", "layer 3"]
+    alone = plots.curves([1.0], [plots.Curve("c", [0.5], [(0.4, 0.7)])], says[:1], xaxis={}, yaxis={})
+    [point] = alone["data"]
+    assert point["error_y"]["array"] == pytest.approx([0.2]) and point["error_y"]["arrayminus"] == pytest.approx([0.1])
+    gap = plots.Curve("c", [0.5, 0.6, None], [(0.4, 0.7), None, (0.1, 0.2)])
+    [line] = plots.curves([1.0, 2.0, 3.0], [gap], says, xaxis={}, yaxis={})["data"]
+    assert line["error_y"]["array"] == pytest.approx([0.2, 0, 0])
+    both = plots.Curve("c", [0.5, 0.6, 0.7], [(0.4, 0.7)] * 3)
+    band, line = plots.curves([1.0, 2.0, 3.0], [both], says, xaxis={}, yaxis={})["data"]
+    assert "error_y" not in line and band["fill"] == "toself"
+
+
+def test_a_lens_says_what_it_read_and_no_table_has_more_columns_than_a_page() -> None:
+    facts = dict(study_page(made("logit_lens")).facts)
+    assert facts["Items"] == "24, prompts.yaml, 1234abcd"
+    assert "Items" not in dict(study_page(made("logit_lens", bare=True)).facts)
+    titles = [title for title in ("Figures by layer", "Tokens followed by layer") if title in page("logit_lens").text()]
+    assert len(titles) == 2
+    widest = {kind: max(len(row) for row in page(kind).rows()) for kind in ("logit_lens", "prompt_pairs")}
+    assert widest["prompt_pairs"] == 8 and widest["logit_lens"] <= 8
 
 
 def test_a_profile_shows_its_phases_with_their_support() -> None:

@@ -7,13 +7,18 @@ thousands of dimensions, chosen for being largest, are large in noise too: 25 it
 computed here as the card did, beside
 
 - its null: the same with the groups permuted, by site and for the largest over sites;
-- a companion that selection does not bias: features chosen on half of the items, measured on the other half;
+- a companion that selection does not bias: features chosen on half of the items, measured on the other half. It
+  estimates the d of what half of the items choose, with Hedges' correction, where each group has eight items or more.
+  Half choose worse than all do, so it is rather below the true d of what the curve is of; the correction is exact for
+  normal features, and skewed latents keep some bias, as does a d that is cut off;
 - a family-wise p-value of every feature: the share of permutations in which the largest |r| of any feature at any site
   is as large (single-step maxT; Westfall and Young 1993). |r| orders assignments as |d| does.
 
 The curve, and the d of what was chosen, are biased upwards, and their bootstrap intervals are of the features that were
 chosen, held fixed: they show what other items would change, not what choosing did. Sparse latents have small |d| next
-to their extremes; the null has the same latents, so its p-values hold.
+to their extremes; the null has the same latents, so its p-values hold. A |d| above 10 is taken for 10 wherever it
+enters, so that a feature that separates the groups altogether does not make a curve of its own: it is flagged, and has
+no interval.
 
 Shapes: `n` items, `f` features of a site (dimensions or latents), `b` permutations, `d` a hook's width.
 """
@@ -33,6 +38,7 @@ from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.evaluation.result import versions
 from sae_lens_gemma4.interp.contrasts.effect_sizes import (
+    MOST_D,
     Bools,
     Resampled,
     correlations,
@@ -42,7 +48,7 @@ from sae_lens_gemma4.interp.contrasts.effect_sizes import (
     under_permutation,
     unit_columns,
 )
-from sae_lens_gemma4.interp.contrasts.sites import LEVEL, Design, SiteContrast, SiteReading
+from sae_lens_gemma4.interp.contrasts.sites import LEAST_SPLIT, LEVEL, Design, SiteContrast, SiteReading
 from sae_lens_gemma4.interp.item_means import ItemMeans
 from sae_lens_gemma4.interp.items import Item
 
@@ -101,6 +107,8 @@ class Contrast:
             "kind": "contrast",
             "groups": [{"name": n, "items": k} for n, k in zip(self.names, self.sizes, strict=True)],
             "level": LEVEL,
+            "most_d": MOST_D,
+            "least_split": LEAST_SPLIT,
             "peak": {
                 "hook_name": self.peak.hook_name,
                 "kind": self.peak.kind,

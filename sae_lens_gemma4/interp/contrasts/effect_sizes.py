@@ -4,6 +4,10 @@ With the pooled standard deviation, d is a function of the correlation r of a fe
 feature's scale: d = r √(c (n − 2) / (1 − r²)), c = n / (n_a n_b). So all features under all permutations of the groups
 are one product of matrices, and the largest r of each permutation is the largest d.
 
+A feature without spread within the groups has an infinite d, and from one item more in the thousands. `MOST_D` is the
+most that any d here is taken for, observed, permuted, halved or resampled alike, so that one such feature neither is a
+mean of ten by itself nor has resamples by another rule than its estimate.
+
 Shapes: `n` items, `f` features, `b` permutations, `r` rows of weights, `s` splits in halves, `h` = 2s halves.
 """
 
@@ -25,8 +29,10 @@ _CHUNK = 2**22
 """Correlations held at once: 16 MiB in float32."""
 _TIE = 1e-5
 """The null's correlations are float32."""
-_WITHIN = 1e-6
-"""The least share of a feature's variance that is taken to lie within the groups, so that d is finite."""
+MOST_D = 10.0
+"""A |d| that is larger is this. At 10, of normal groups one item in three million is beyond the middle between them."""
+_WITHIN = 1e-12
+"""The least share of a feature's variance that is taken to lie within the groups; with less, d is beyond `MOST_D`."""
 
 
 class Null(NamedTuple):
@@ -41,7 +47,7 @@ class Halves(NamedTuple):
 
     Attributes:
         measured_h: mean d on the other half of the features with the largest |d| on this one, signed so that the same
-            direction is positive.
+            direction is positive, with Hedges' (1981) correction for the small half.
         curve_h: mean |d| of those features on the half that chose them.
     """
 
@@ -70,9 +76,9 @@ def correlations(unit_nf: torch.Tensor, in_group_n: Bools) -> Floats:
 
 
 def d_of(r: torch.Tensor, in_group_n: Bools) -> torch.Tensor:
-    """Cohen's d from r; where less than a millionth of the variance lies within the groups, as if it were that."""
+    """Cohen's d from r, ± `MOST_D` at most."""
     scale = math.sqrt(_c(in_group_n) * (len(in_group_n) - 2))
-    return r * scale / (1 - r.square()).clamp(min=_WITHIN).sqrt()
+    return (r * scale / (1 - r.square()).clamp(min=_WITHIN).sqrt()).clamp(-MOST_D, MOST_D)
 
 
 def under_permutation(unit_nf: torch.Tensor, permuted_bn: torch.Tensor, in_group_n: Bools, top: int) -> Null:
@@ -95,7 +101,11 @@ def shares(null_b: Floats, value_f: Floats) -> Floats:
 
 
 def half_by_half(values_nf: npt.NDArray[np.float32], in_group_n: Bools, splits: int, seed: int, top: int) -> Halves:
-    """Both groups split in halves `splits` times; each half chooses, the other measures: neither sees the other."""
+    """Both groups split in halves `splits` times; each half chooses, the other measures: neither sees the other.
+
+    Cohen's d of few items is too large on average even where nothing was chosen: by 6 % in halves of 8 items against 8
+    of a normal feature. Hedges' factor takes that out.
+    """
     generator = np.random.default_rng(seed)
     chosen_sn = np.zeros((splits, len(in_group_n)))
     for row_n in chosen_sn:
@@ -107,11 +117,19 @@ def half_by_half(values_nf: npt.NDArray[np.float32], in_group_n: Bools, splits: 
     top_hk = d_hf.abs().topk(min(top, d_hf.shape[1]), dim=1)
     other_hk = d_hf.roll(splits, dims=0).gather(1, top_hk.indices)
     signed_hk = other_hk * d_hf.gather(1, top_hk.indices).sign()
-    return Halves(signed_hk.mean(dim=1).numpy(), top_hk.values.mean(dim=1).numpy())
+    factor_h = [hedges(int(weights_n.sum()) - 2) for weights_n in weights_hn.roll(splits, dims=0)]
+    return Halves(signed_hk.mean(dim=1).numpy() * np.array(factor_h), top_hk.values.mean(dim=1).numpy())
+
+
+def hedges(freedom: int) -> float:
+    """What Cohen's d with so many degrees of freedom is multiplied by to be unbiased for normal features (Hedges 1981,
+    exactly)."""
+    log_factor = math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)
+    return math.exp(log_factor) / math.sqrt(freedom / 2)
 
 
 def weighted_d(values_nf: npt.NDArray[np.float32], weights_rn: torch.Tensor, in_group_n: Bools) -> torch.Tensor:
-    """Cohen's d of each feature where item i counts `weights_rn[r, i]` times, float64 `[r, f]`."""
+    """Cohen's d of each feature where item i counts `weights_rn[r, i]` times, ± `MOST_D` at most: float64 `[r, f]`."""
     x_nf = torch.from_numpy(values_nf).double()
     x_nf = x_nf - x_nf.mean(dim=0)
     scale_f = x_nf.norm(dim=0) / math.sqrt(len(x_nf))
@@ -126,7 +144,7 @@ def weighted_d(values_nf: npt.NDArray[np.float32], weights_rn: torch.Tensor, in_
         means.append(mean_rf)
         totals.append(total_r)
     pooled_rf = squares / (totals[0] + totals[1] - 2)
-    return (means[0] - means[1]) / pooled_rf.clamp(min=_WITHIN).sqrt()
+    return ((means[0] - means[1]) / pooled_rf.clamp(min=_WITHIN).sqrt()).clamp(-MOST_D, MOST_D)
 
 
 class Resampled:

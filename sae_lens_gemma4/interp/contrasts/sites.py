@@ -17,13 +17,13 @@ import torch
 
 from sae_lens_gemma4.evaluation.intervals import Interval
 from sae_lens_gemma4.interp.contrasts import effect_sizes
-from sae_lens_gemma4.interp.contrasts.effect_sizes import Bools, Floats, Halves, Null, Resampled, shares
-from sae_lens_gemma4.interp.item_means import Site
+from sae_lens_gemma4.interp.contrasts.effect_sizes import MOST_D, Bools, Floats, Halves, Null, Resampled, shares
+from sae_lens_gemma4.interp.item_means import Site, length_correlation
 
 LEVEL = 0.05
 """The family-wise p-value up to which a feature is found."""
-_LEAST_SPLIT = 4
-"""Items a group must have for both of its halves to have a variance."""
+LEAST_SPLIT = 8
+"""Items a group must have to be halved: four in each half. With fewer, which features a half chooses is chance."""
 
 
 class Feature(NamedTuple):
@@ -31,8 +31,10 @@ class Feature(NamedTuple):
 
     Attributes:
         feature: its number at the site.
-        d: Cohen's d, group − rest; `interval` is its bootstrap interval, None with too few items.
-        p_value: family-wise, over all features of all sites.
+        d: Cohen's d, group − rest, ± `MOST_D` at most; `interval` is its bootstrap interval, None with too few items
+            and of a feature that `separates`.
+        separates: |d| is `MOST_D` or more: within the groups too little varies for an interval.
+        p_value: family-wise, over all features of all sites; by r, which has no such limit.
         active: items in which it is not zero.
         length_r: its correlation with the items' numbers of tokens; None where these are all the same.
     """
@@ -40,6 +42,7 @@ class Feature(NamedTuple):
     feature: int
     d: float
     interval: Interval | None
+    separates: bool
     p_value: float
     active: int
     length_r: float | None
@@ -50,12 +53,13 @@ class SiteContrast:
     """One site.
 
     Attributes:
-        d_f: Cohen's d of every feature, 0 of those left out.
+        d_f: Cohen's d of every feature, ± `MOST_D` at most, 0 of those left out.
         p_f: family-wise p-values, 1 of those left out.
         admitted_f: which vary, and are active in enough items.
         curve: mean of the largest |d|; None where nothing was admitted.
         interval: of the mean |d| of the features chosen, held fixed.
-        split_half: mean d, on half of the items, of the features chosen on the other; None with too few items.
+        split_half: mean d, on half of the items, of the features chosen on the other; None where a group has fewer
+            than `LEAST_SPLIT` items. See `contrast.py` for what it estimates.
         null_median, null_95: of the curve with permuted groups.
         p_value: share of permutations whose largest curve over all sites is as large.
         top: the features with the largest |d|.
@@ -90,6 +94,7 @@ class SiteContrast:
             "curve": self.curve,
             "interval": _listed(self.interval),
             "split_half": self.split_half,
+            "separate": sum(feature.separates for feature in self.top),
             "null_median": self.null_median,
             "null_95": self.null_95,
             "p_value": self.p_value,
@@ -118,7 +123,7 @@ class SiteReading:
     Attributes:
         d_f, r_f: effects of all features, 0 of those left out.
         null: None where no feature was admitted.
-        halves: None there, and where a group has fewer than four items.
+        halves: None there, and where a group has fewer than `LEAST_SPLIT` items.
     """
 
     def __init__(self, site: Site, design: Design) -> None:
@@ -138,12 +143,12 @@ class SiteReading:
         self.r_f[self.at_a] = effect_sizes.correlations(unit_na, in_group_n)
         self.d_f = effect_sizes.d_of(torch.from_numpy(self.r_f), in_group_n).numpy()
         self.null = effect_sizes.under_permutation(unit_na, design.permuted_bn, in_group_n, design.top)
-        if min(in_group_n.sum(), (~in_group_n).sum()) >= _LEAST_SPLIT:
+        if min(in_group_n.sum(), (~in_group_n).sum()) >= LEAST_SPLIT:
             self.halves = effect_sizes.half_by_half(admitted_na, in_group_n, design.splits, design.seed, design.top)
 
     def finished(self, largest_b: Floats, curves_b: Floats) -> SiteContrast:
         """With p-values against the largest |r| and the largest curve of all sites, each ascending."""
-        top_k = self.at_a[np.argsort(-np.abs(self.d_f[self.at_a]), kind="stable")[: self.design.top]]
+        top_k = self.at_a[np.argsort(-np.abs(self.r_f[self.at_a]), kind="stable")[: self.design.top]]
         p_f = np.where(self.admitted_f, shares(largest_b, np.abs(self.r_f)), 1.0)
         values_nk = self.site.values_nf[:, top_k]
         d_k = self.d_f[top_k]
@@ -167,10 +172,11 @@ class SiteReading:
                 Feature(
                     feature=int(feature),
                     d=float(d),
-                    interval=None if d_rk is None else resampled.interval(float(d), d_rk[:, k]),
+                    interval=None if d_rk is None or abs(d) >= MOST_D else resampled.interval(float(d), d_rk[:, k]),
+                    separates=bool(abs(d) >= MOST_D),
                     p_value=float(p_f[feature]),
                     active=int(self.active_f[feature]),
-                    length_r=_correlation(values_nk[:, k], self.design.tokens_n),
+                    length_r=length_correlation(values_nk[:, k], self.design.tokens_n),
                 )
                 for k, (feature, d) in enumerate(zip(top_k, d_k, strict=True))
             ),
@@ -182,12 +188,6 @@ class SiteReading:
         group_d = values_nf[in_group_n].mean(axis=0, dtype=np.float64)
         difference_d = group_d - values_nf[~in_group_n].mean(axis=0, dtype=np.float64)
         return difference_d.astype(np.float32)  # type: ignore[no-any-return]
-
-
-def _correlation(value_n: npt.NDArray[np.float32], tokens_n: npt.NDArray[np.int64]) -> float | None:
-    if tokens_n.min() == tokens_n.max():
-        return None
-    return float(np.corrcoef(value_n.astype(np.float64), tokens_n)[0, 1])
 
 
 def _listed(interval: Interval | None) -> list[float] | None:

@@ -7,8 +7,9 @@ A token is judged by its log-odds among the places where the latent fires agains
 count with ½ added (Haldane 1940, Anscombe 1956). An n-gram is a token with the one or two before it.
 
 A label is `tokens: "the", " of"` or `n-grams: " in the"`: JSON strings, so that it reads back exactly. It applies where
-one of its strings is a token, or is one to three tokens in a row. A label in words applies where one of its words of
-more than three letters is a word of the text.
+one of its strings is a token, or is one to three tokens in a row. That is all that either judge does in a test, so as
+scorers they are one, "string match". A label in words is not answered: whether it applies is no matter of strings, and
+a guess by its words would pass for a test.
 """
 
 from __future__ import annotations
@@ -29,21 +30,27 @@ from sae_lens_gemma4.interp.judges.judge import (
     DetectionQuestion,
     LabelQuestion,
 )
-from sae_lens_gemma4.interp.judges.questions import text_of
 from sae_lens_gemma4.interp.judges.quoting import quoted
 
 _KINDS = {1: ("tokens", "token statistics"), 3: ("n-grams", "n-gram statistics")}
 _MOST_TERMS = 5
-_SHORTEST_WORD = 4
+STRING_MATCH = "string match"
 
 
 class BaselineJudge:
-    """Labels by tokens (`longest` 1) or by n-grams of up to three tokens (`longest` 3)."""
+    """Labels by tokens (`longest` 1) or by n-grams of up to three tokens (`longest` 3).
+
+    Attributes:
+        identity: what it is, whatever it is called.
+        scorer_name: who tests, which is the same for both kinds.
+    """
+
+    scorer_name = STRING_MATCH
 
     def __init__(self, longest: int = 1, name: str | None = None) -> None:
         self.longest = longest
         self.kind, stated = _KINDS[longest]
-        self.name = name or stated
+        self.identity, self.name = stated, name or stated
         self._counts: Counter[str] = Counter()
 
     def label(self, questions: Sequence[LabelQuestion]) -> list[Answer | None]:
@@ -53,8 +60,13 @@ class BaselineJudge:
         return answers
 
     def detect(self, questions: Sequence[DetectionQuestion]) -> list[list[bool] | None]:
-        self._counts.update(questions=len(questions))
-        return [[applies(q.label, example) for example in q.examples] for q in questions]
+        """None for a label that is neither kind's own (`terms_of`)."""
+        answers = [
+            None if (terms := terms_of(q.label)) is None else [applies(terms, example) for example in q.examples]
+            for q in questions
+        ]
+        self._counts.update(questions=len(answers), unanswered=sum(a is None for a in answers))
+        return answers
 
     def cost(self, n_label: int, n_detect: int, **_sizes: int) -> Cost:
         return FREE._replace(questions=n_label + n_detect)
@@ -64,7 +76,8 @@ class BaselineJudge:
 
     def record(self) -> dict[str, Any]:
         counts = {key: self._counts[key] for key in ("questions", "unanswered")}
-        return {"name": self.name, "kind": "tokens" if self.longest == 1 else "ngrams", **counts}
+        kind = "tokens" if self.longest == 1 else "ngrams"
+        return {"name": self.name, "kind": kind, "identity": self.identity, **counts}
 
     def _label(self, question: LabelQuestion) -> Answer | None:
         fires, others = Counter[str](), Counter[str]()
@@ -105,12 +118,8 @@ def ranked(fires: Counter[str], others: Counter[str]) -> list[str]:
     return sorted(above, key=lambda term: (-score[term], -fires[term], len(term), term))
 
 
-def applies(label: str, example: Example) -> bool:
-    """Whether a label, a baseline's or one in words, applies in a context."""
-    terms = terms_of(label)
-    if terms is None:
-        wanted = {w for w in _words(label) if len(w) >= _SHORTEST_WORD}
-        return not wanted.isdisjoint(_words(text_of(example)))
+def applies(terms: tuple[str, Sequence[str]], example: Example) -> bool:
+    """Whether a baseline's label (`terms_of`) applies in a context."""
     kind, strings = terms
     tokens = tokens_of(example)
     longest = 1 if kind == _KINDS[1][0] else 3
@@ -135,7 +144,3 @@ def terms_of(label: str) -> tuple[str, tuple[str, ...]] | None:
 def tokens_of(example: Example) -> tuple[str, ...]:
     """A context's tokens; its words with the space before them where none are stated."""
     return example.tokens if example.tokens is not None else tuple(re.findall(r"\s*\S+", example.text or ""))
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))

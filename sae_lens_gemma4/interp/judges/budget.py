@@ -1,9 +1,10 @@
-"""What a judge may cost, told before and kept to.
+"""What a judge may cost, told before and kept to, over all runs on one folder of answers.
 
-Before a call the most it can cost is set aside: a token for each byte of the prompt (no tokenizer in use makes more)
-and all output tokens it may have. What the reply says it used is booked in its place. So a budget is never exceeded by
-what replies report, whatever a tokenizer does, and it can end a run early only by as much as the calls in flight might
-still have cost. A call that failed without a reply costs nothing here; whether its maker charges for it cannot be seen.
+Before a request is sent the most it can cost is entered into the folder's ledger: a token for each byte of the prompt
+(no tokenizer in use makes more) and all output tokens it may have. What the reply says it used takes its place, and
+nothing does for a request that was refused or never sent. One that has no reply, because it timed out or the run was
+killed, may have been billed, and stays as it was entered. So no limit is exceeded by what replies report, whatever a
+tokenizer does, and it can end a run early only by as much as the requests without a reply might have cost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from typing import Any, NamedTuple
 
 from sae_lens_gemma4.errors import ConfigError
+from sae_lens_gemma4.interp.judges.cache import AnswerCache, Spent
 from sae_lens_gemma4.interp.judges.judge import Cost
 
 BYTES_PER_TOKEN = 3.5
@@ -22,7 +24,7 @@ FRAMING_TOKENS = 64
 
 
 class BudgetError(ConfigError):
-    """The next call does not fit in the budget; what was answered is kept in the cache."""
+    """The next request does not fit in what this folder's limit leaves; what was answered is kept in the cache."""
 
 
 class Prices(NamedTuple):
@@ -37,105 +39,119 @@ class Prices(NamedTuple):
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
-class Used(NamedTuple):
-    """What calls used: `input_tokens` and `output_tokens` as replies state them."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
 class Budget:
-    """Counts calls and tokens, and refuses a call that might go beyond; any number of threads may share it.
+    """Counts requests and tokens, and refuses a request that might go beyond; any number of threads may share it.
 
     Args:
-        most_calls, most_usd: None: no limit. A limit in dollars needs prices.
-        most_output: output tokens that one call can have.
+        most_calls, most_usd: in the ledger's folder, of all runs; None: no limit. A limit in dollars needs prices, and
+            tokens of earlier runs count by these prices.
+        most_output: output tokens that one request can have.
+        ledger: where what is spent is kept; None: in memory, for this run.
+        judge: by which identity it is kept.
     """
 
     def __init__(
-        self, prices: Prices, most_output: int, *, most_calls: int | None = None, most_usd: float | None = None
-    ) -> None:
+        self, prices: Prices, most_output: int, *, most_calls: int | None = None, most_usd: float | None = None,
+        ledger: AnswerCache | None = None, judge: str = "",
+    ) -> None:  # fmt: skip
         self.prices, self.most_output, self.most_calls, self.most_usd = prices, most_output, most_calls, most_usd
-        self.used = Used()
+        self.judge, self._ledger = judge, ledger or AnswerCache(None)
+        self.used = Spent()
+        """By this run, with requests under way at the most they can use."""
         self._open = 0
-        self._set_aside = 0.0
         self._changed = threading.Condition()
 
-    @property
-    def usd(self) -> float | None:
-        """Spent so far, without calls in flight."""
-        return self.prices.usd(self.used.input_tokens, self.used.output_tokens)
+    def reserve(self, n_bytes: int) -> Spent:
+        """Enter the most that a request can use, before it is sent; one reservation is one request.
 
-    def most_of(self, n_bytes: int) -> float:
-        """The most that a call with a prompt of so many bytes can cost, in US dollars; 0 without prices."""
-        return self.prices.usd(n_bytes + FRAMING_TOKENS, self.most_output) or 0.0
-
-    def reserve(self, n_bytes: int) -> float:
-        """Set aside for a call; waits for others in flight where only they might leave too little.
+        Waits for others under way in this run where only they might leave too little.
 
         Returns:
-            What was set aside, for `book` or `release`.
+            What was entered, for `book` or `release`.
 
         Raises:
             BudgetError: it does not fit in what is left.
         """
-        most = self.most_of(n_bytes)
+        most = Spent(1, n_bytes + FRAMING_TOKENS, self.most_output, 1)
         with self._changed:
-            while (lacking := self._lacking(most)) is not None:
+            while (lacking := self._enter(most, lambda spent: self._lacking(spent, most))) is not None:
                 if not self._open:
                     raise BudgetError(lacking)
                 self._changed.wait()
             self._open += 1
-            self._set_aside += most
         return most
 
-    def book(self, set_aside: float, input_tokens: int, output_tokens: int) -> None:
-        """Enter what a reply used in the place of what was set aside."""
-        with self._changed:
-            calls, tokens_in, tokens_out = self.used
-            self.used = Used(calls + 1, tokens_in + input_tokens, tokens_out + output_tokens)
-            self._close(set_aside)
+    def book(self, reserved: Spent, input_tokens: int | None = None, output_tokens: int | None = None) -> None:
+        """A request that was, or may be, billed: what it used, where a reply says so, takes the place of the most."""
+        tokens_in = reserved.input_tokens if input_tokens is None else input_tokens
+        tokens_out = reserved.output_tokens if output_tokens is None else output_tokens
+        assumed = input_tokens is None or output_tokens is None
+        self._close(Spent(1, tokens_in, tokens_out, int(assumed)).plus(reserved, -1))
 
-    def release(self, set_aside: float) -> None:
-        """A call that had no reply."""
-        with self._changed:
-            self._close(set_aside)
+    def release(self, reserved: Spent) -> None:
+        """A request that was refused or never sent."""
+        self._close(Spent().plus(reserved, -1))
 
-    def cost(self, prompt_bytes: list[int], cached: int, tries: int) -> Cost:
-        """Of calls with prompts of so many bytes, each made up to `tries` times."""
+    def cost(self, prompt_bytes: list[int], cached: int, tries: int, again_bytes: int = 0) -> Cost:
+        """Of prompts of so many bytes, each sent up to `tries` times, with `again_bytes` more after the first."""
         tokens = sum(math.ceil(n / BYTES_PER_TOKEN) + FRAMING_TOKENS for n in prompt_bytes)
-        output = self.most_output * len(prompt_bytes)
-        most = sum(map(self.most_of, prompt_bytes)) * tries
+        n, output = len(prompt_bytes), self.most_output * len(prompt_bytes)
+        most_in = tries * (sum(prompt_bytes) + n * FRAMING_TOKENS) + (tries - 1) * n * again_bytes
         return Cost(
-            questions=len(prompt_bytes) + cached,
+            questions=n + cached,
             cached=cached,
-            calls=len(prompt_bytes),
-            calls_at_most=len(prompt_bytes) * tries,
+            calls=n,
+            calls_at_most=n * tries,
             input_tokens=tokens,
             output_tokens=output,
             usd=self.prices.usd(tokens, output),
-            usd_at_most=None if self.usd is None else most,
+            usd_at_most=self.prices.usd(most_in, output * tries),
         )
 
     def record(self) -> dict[str, Any]:
-        return {**self.used._asdict(), "usd": self.usd, "max_calls": self.most_calls, "max_usd": self.most_usd}
+        """What this run spent, and what was spent `in_folder` by all runs of whatever name."""
+        spent = self._ledger.spent(self.judge)
+        return {
+            **self._told(self.used),
+            "in_folder": self._told(spent),
+            "max_calls": self.most_calls,
+            "max_usd": self.most_usd,
+        }
 
-    def _close(self, set_aside: float) -> None:
-        self._open -= 1
-        self._set_aside = self._set_aside - set_aside if self._open else 0.0
-        self._changed.notify_all()
+    def _told(self, spent: Spent) -> dict[str, Any]:
+        return {**spent._asdict(), "usd": self.prices.usd(spent.input_tokens, spent.output_tokens)}
 
-    def _lacking(self, most: float) -> str | None:
-        if self.most_calls is not None and self.used.calls + self._open >= self.most_calls:
-            return f"max_calls is {self.most_calls}, and so many calls were made. {self._kept('max_calls')}"
-        usd = self.usd
-        if self.most_usd is not None and usd is not None and usd + self._set_aside + most > self.most_usd:
-            return (
-                f"max_usd is {self.most_usd:g}; {usd:.6g} USD are spent in {self.used.calls} calls, and the next call "
-                f"may cost {most:.4g}. {self._kept('max_usd')}"
-            )
-        return None
+    def _enter(self, change: Spent, lacking: Any = None) -> str | None:
+        reason = self._ledger.spend(self.judge, change, lacking)
+        if reason is None:
+            self.used = self.used.plus(change)
+        return reason
+
+    def _close(self, change: Spent) -> None:
+        with self._changed:
+            try:
+                if any(change):
+                    self._enter(change)
+            finally:
+                self._open -= 1
+                self._changed.notify_all()
+
+    def _lacking(self, spent: Spent, most: Spent) -> str | None:
+        where = "in this run" if self._ledger.path is None else "in this folder of answers"
+        if self.most_calls is not None and spent.calls >= self.most_calls:
+            return f"max_calls is {self.most_calls}, and {spent.calls} were made {where}. {self._kept('max_calls')}"
+        usd = self.prices.usd(spent.input_tokens, spent.output_tokens)
+        next_usd = self.prices.usd(most.input_tokens, most.output_tokens)
+        if self.most_usd is None or usd is None or next_usd is None or usd + next_usd <= self.most_usd:
+            return None
+        without = f" ({spent.assumed} of them without a reply that tells its tokens, at their most)"
+        return (
+            f"max_usd is {self.most_usd:g}; {usd:.6g} USD are spent in {spent.calls} calls {where}"
+            f"{without if spent.assumed else ''}, and the next call may cost {next_usd:.4g}. {self._kept('max_usd')}"
+        )
 
     def _kept(self, setting: str) -> str:
-        return f"What was answered is kept in the cache and costs nothing again: raise {setting} and run it once more."
+        return (
+            f"What was answered is kept in the cache and costs nothing again: raise {setting} and run it once more; it "
+            "may then spend the difference."
+        )

@@ -4,6 +4,8 @@ An SQLite file in a folder, because it is whole after a kill at any time and tak
 is known by the SHA-256 of everything that its answer depends on. An answer is written before anybody uses it. One that
 could not be used is counted, too: a question may be asked `1 + retries` times over all runs, so that one that is never
 answered well does not cost something each time; more `retries` ask it again. Prompts and keys are not written.
+
+Beside the answers stands what each judge has spent for them, so that a limit holds for the folder and not for a run.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +24,12 @@ from sae_lens_gemma4.errors import ConfigError, DataError
 FILE = "judge-answers.sqlite"
 _VERSION = 1
 _WAIT_S = 60.0
-_TABLE = """
-CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, judge TEXT NOT NULL, text TEXT, refused INTEGER NOT NULL DEFAULT 0, reason TEXT
-) WITHOUT ROWID
-"""
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, judge TEXT NOT NULL, text TEXT, "
+    "refused INTEGER NOT NULL DEFAULT 0, reason TEXT) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS spent (judge TEXT PRIMARY KEY, calls INTEGER NOT NULL, input_tokens INTEGER NOT NULL, "
+    "output_tokens INTEGER NOT NULL, assumed INTEGER NOT NULL) WITHOUT ROWID",
+)
 
 
 class Known(NamedTuple):
@@ -44,6 +47,24 @@ class Known(NamedTuple):
 
 
 NOTHING = Known(None, 0, None)
+
+
+class Spent(NamedTuple):
+    """What requests used.
+
+    Attributes:
+        calls: requests that were, or may be, billed.
+        input_tokens, output_tokens: as replies state them.
+        assumed: of the calls, those that no reply tells the tokens of, which are entered with the most they can have.
+    """
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    assumed: int = 0
+
+    def plus(self, other: Spent, sign: int = 1) -> Spent:
+        return Spent(*(a + sign * b for a, b in zip(self, other, strict=True)))
 
 
 def key_of(identity: Mapping[str, Any], system: str, user: str) -> str:
@@ -94,6 +115,34 @@ class AnswerCache:
             *(key, judge, reason),
         )
 
+    def spent(self, judge: str) -> Spent:
+        """What a judge, by its identity, has spent in this folder, by all runs and with what is under way."""
+        with self._lock:
+            return self._spent(judge)
+
+    def spend(self, judge: str, change: Spent, lacking: Callable[[Spent], str | None] | None = None) -> str | None:
+        """Add to what a judge has spent, unless `lacking` says of what it has spent so far why not.
+
+        No other process spends between the two. It is on the disk when this returns.
+
+        Returns:
+            What `lacking` said; None: it was added.
+        """
+        with self._lock:
+            self._run("BEGIN IMMEDIATE").close()
+            try:
+                spent = self._spent(judge)
+                reason = None if lacking is None else lacking(spent)
+                if reason is None:
+                    statement = "INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?, ?)"
+                    self._run(statement, judge, *spent.plus(change)).close()
+                self._run("COMMIT").close()
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+        return reason
+
     def close(self) -> None:
         with self._lock:
             self._db.close()
@@ -104,9 +153,11 @@ class AnswerCache:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):
                 raise DataError(f"{self.path} is of version {version}, not {_VERSION}: use another folder.")
-            self._db.execute(_TABLE)
+            for table in _TABLES:
+                self._db.execute(table)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
             self._db.execute("SELECT key, judge, text, refused, reason FROM answers LIMIT 0")
+            self._db.execute("SELECT judge, calls, input_tokens, output_tokens, assumed FROM spent LIMIT 0")
         except sqlite3.Error as e:
             self._db.close()
             raise self._error(e) from e
@@ -114,11 +165,17 @@ class AnswerCache:
             self._db.close()
             raise
 
+    def _spent(self, judge: str) -> Spent:
+        statement = "SELECT calls, input_tokens, output_tokens, assumed FROM spent WHERE judge = ?"
+        with closing(self._run(statement, judge)) as rows:
+            row = rows.fetchone()
+        return Spent() if row is None else Spent(*row)
+
     def _write(self, statement: str, *values: str) -> None:
         with self._lock:
             self._run(statement, *values).close()
 
-    def _run(self, statement: str, *values: str) -> sqlite3.Cursor:
+    def _run(self, statement: str, *values: str | int) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as e:

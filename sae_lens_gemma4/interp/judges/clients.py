@@ -1,8 +1,8 @@
 """Who is asked, through well-kept clients: OpenAI's and Anthropic's own.
 
-Both retry by themselves what may pass (429, 5xx, connections and timeouts), with growing pauses and as `Retry-After`
-says; what is left after that is a `JudgeError`. Both are optional: they come with `sae-lens-gemma4[judges]`. A base URL
-is always given to them, so that no variable of the environment sends a corpus elsewhere; redirects are not followed.
+Each call here is one request: what fails is a `RequestError`, and is sent again by who counts requests. Both makers'
+clients are optional: they come with `sae-lens-gemma4[judges]`. A base URL is always given to them, so that no variable
+of the environment sends a corpus elsewhere; redirects are not followed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from sae_lens_gemma4.errors import ConfigError, DependencyError
-from sae_lens_gemma4.interp.judges.judge import JudgeError
+from sae_lens_gemma4.interp.judges.failures import RequestError, failure_of, said_of
 from sae_lens_gemma4.interp.judges.questions import Prompt
-from sae_lens_gemma4.interp.judges.quoting import cleaned
 
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
-_LONGEST_REASON = 300
+_PORTS = {"http": 80, "https": 443}
 
 
 class Reply(NamedTuple):
@@ -45,7 +44,13 @@ class Client(Protocol):
     left_out: set[str]
 
     def complete(self, prompt: Prompt) -> Reply:
-        """Raises `JudgeError` where there is no reply."""
+        """One request; raises `RequestError` where it has no reply."""
+
+
+def identity_of(identity: Mapping[str, Any]) -> str:
+    """Which model of which server this is, whatever it is called and by whichever settings it is asked."""
+    at = identity["base_url"]
+    return f"{identity['kind']} {identity['model']}{f' at {at}' if at else ''}"
 
 
 def key_from(variable: str) -> str:
@@ -65,51 +70,52 @@ def key_from(variable: str) -> str:
     return key
 
 
-def without_credentials(url: str) -> str:
-    """A URL with neither user and password nor a query."""
+def plain_url(url: str) -> str:
+    """A URL as it is known by: without user, password, query, default port, and capitals in the host's name."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    host = parts.netloc.rpartition("@")[2].lower().removesuffix(f":{_PORTS.get(parts.scheme)}")
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
 
 class OpenAIClient:
     """Any server that speaks OpenAI's chat completions: OpenAI, vLLM, Ollama, OpenRouter, …
 
     Only what all of them take is sent: two messages, a limit of tokens, a temperature. A server that refuses one of the
-    last two with a 400 that names it (reasoning models know no temperature, and call the limit otherwise) is asked
-    again without it, or by its other name, and from then on so.
+    last two with a 400 that names it (reasoning models know no temperature, and call the limit otherwise) is sent it no
+    more, or by its other name: that request fails as `adapted`, and the next is another.
     """
 
     def __init__(
         self, *, model: str, key: str, base_url: str | None, temperature: float | None, most_output: int,
-        retries: int, timeout_s: float,
+        timeout_s: float,
     ) -> None:  # fmt: skip
         self._sdk = sdk("openai")
         url = base_url or OPENAI_URL
         self._key = key
         self._client = self._sdk.OpenAI(
-            api_key=key, base_url=url, max_retries=retries, timeout=timeout_s,
+            api_key=key, base_url=url, max_retries=0, timeout=timeout_s,
             http_client=self._sdk.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s),
         )  # fmt: skip
         self.left_out: set[str] = set()
         self._limit = {"max_completion_tokens" if base_url is None else "max_tokens": most_output}
         self._temperature = {} if temperature is None else {"temperature": temperature}
         self.identity: Mapping[str, Any] = {
-            "kind": "openai", "model": model, "base_url": without_credentials(url),
+            "kind": "openai", "model": model, "base_url": plain_url(url),
             "temperature": temperature, "max_output_tokens": most_output,
         }  # fmt: skip
 
     def complete(self, prompt: Prompt) -> Reply:
-        while True:
-            sent = (self._limit, self._temperature)
-            try:
-                return self._reply(self._create(prompt, *sent))
-            except self._sdk.BadRequestError as e:
-                if not self._adapt(str(e), *sent):
-                    raise self._error(e) from e
-            except self._sdk.OpenAIError as e:
-                raise self._error(e) from e
-            except ValueError as e:  # a body that is no JSON
-                raise self._error("its reply is no chat completion") from e
+        sent = (self._limit, self._temperature)
+        try:
+            completion = self._create(prompt, *sent)
+        except self._sdk.OpenAIError as e:
+            failure = failure_of(self._sdk, self.identity, e, self._key)
+            if isinstance(e, self._sdk.BadRequestError) and not failure.too_long:
+                failure.adapted = self._adapt(str(e), *sent)
+            raise failure from e
+        except ValueError as e:  # a body that is no JSON
+            raise self._no_completion() from e
+        return self._reply(completion)
 
     def _create(self, prompt: Prompt, limit: Mapping[str, int], temperature: Mapping[str, float]) -> Any:
         messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
@@ -133,30 +139,28 @@ class OpenAIClient:
             choice, usage = completion.choices[0], completion.usage
             text = choice.message.content
         except (AttributeError, TypeError, IndexError) as e:
-            raise self._error("its reply is no chat completion") from e
+            raise self._no_completion() from e
         used_in, used_out = (count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
         return Reply(text if isinstance(text, str) else "", used_in, used_out, choice.finish_reason == "length")
 
-    def _error(self, why: Any) -> JudgeError:
-        return judge_error(self.identity, why, self._key)
+    def _no_completion(self) -> RequestError:
+        return RequestError(said_of(self.identity, "its reply is no chat completion"), billable=True)
 
 
 class AnthropicClient:
     """Anthropic's messages. Its clients from 1.0 on send no temperature, and its current models refuse one."""
 
-    def __init__(
-        self, *, model: str, key: str, base_url: str | None, most_output: int, retries: int, timeout_s: float
-    ) -> None:
+    def __init__(self, *, model: str, key: str, base_url: str | None, most_output: int, timeout_s: float) -> None:
         self._sdk = sdk("anthropic")
         self.left_out: set[str] = set()
         url = base_url or ANTHROPIC_URL
         self._key = key
         self._client = self._sdk.Anthropic(
-            api_key=key, base_url=url, max_retries=retries, timeout=timeout_s,
+            api_key=key, base_url=url, max_retries=0, timeout=timeout_s,
             http_client=self._sdk.DefaultHttpxClient(follow_redirects=False, timeout=timeout_s),
         )  # fmt: skip
         self.identity: Mapping[str, Any] = {
-            "kind": "anthropic", "model": model, "base_url": without_credentials(url),
+            "kind": "anthropic", "model": model, "base_url": plain_url(url),
             "temperature": None, "max_output_tokens": most_output,
         }  # fmt: skip
 
@@ -171,9 +175,9 @@ class AnthropicClient:
             text = "".join(part.text for part in message.content if part.type == "text")
             usage, reason = message.usage, message.stop_reason
         except self._sdk.AnthropicError as e:
-            raise judge_error(self.identity, e, self._key) from e
+            raise failure_of(self._sdk, self.identity, e, self._key) from e
         except (AttributeError, TypeError, ValueError) as e:
-            raise judge_error(self.identity, "its reply is no message", self._key) from e
+            raise RequestError(said_of(self.identity, "its reply is no message"), billable=True) from e
         parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
         tokens_in = [count(getattr(usage, part, None)) for part in parts]
         known_in = None if tokens_in[0] is None else sum(n or 0 for n in tokens_in)
@@ -189,23 +193,6 @@ def sdk(name: str) -> Any:
         raise DependencyError(
             f'This judge needs the package {name}: pip install "sae-lens-gemma4[judges]".{broken}'
         ) from e
-
-
-def judge_error(identity: Mapping[str, Any], why: Any, key: str = "") -> JudgeError:
-    """An error that names the judge and the reason, and never the key."""
-    status = getattr(why, "status_code", None)
-    cause = getattr(why, "__cause__", None)
-    said = str(why) + (f" ({type(cause).__name__}: {cause})" if cause is not None else "")
-    if key:
-        said = said.replace(key, "…")
-    advice = {
-        401: " Check the API key.", 403: " Check what the API key may do.", 404: " Check model and base_url.",
-        429: " Lower concurrency, or wait: what was answered is kept.",
-    }.get(status or 0, "")  # fmt: skip
-    at = identity.get("base_url")
-    return JudgeError(
-        f"Judge {identity['model']!r}{f' at {at}' if at else ''}: {cleaned(said, _LONGEST_REASON).rstrip('.')}.{advice}"
-    )
 
 
 def count(value: Any) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from sae_lens_gemma4.catalogue.label_schemas import Example
-from sae_lens_gemma4.errors import Gemma4SAEError
+from sae_lens_gemma4.errors import CatalogueWarning, Gemma4SAEError
 
 LABEL_CHARACTERS = 120
 CATEGORY_CHARACTERS = 40
@@ -19,6 +19,10 @@ CATEGORY_CHARACTERS = 40
 
 class JudgeError(Gemma4SAEError, OSError):
     """A judge that refuses, fails or cannot be reached; what it answered before is kept in the cache."""
+
+
+class TooLongWarning(CatalogueWarning):
+    """Questions that a judge's model cannot read, so that they have no answer."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,9 @@ class Cost(NamedTuple):
     Attributes:
         questions: different ones; the same question is asked once.
         cached: of these, answered already, for nothing.
-        calls: to the judge, where each answer can be used at once.
-        calls_at_most: where each has to be asked again as often as `retries` allows.
+        calls: requests to the judge, where each answer can be used at once.
+        calls_at_most: where each question is asked again as often as `retries` allows because its answers cannot be
+            used, and as often again because requests fail. Besides, a server may refuse a setting, for nothing.
         input_tokens: of `calls`, estimated.
         output_tokens: of `calls`, at most.
         usd: of `calls`, with `input_tokens` as estimated; None where no prices are stated.
@@ -85,9 +90,15 @@ FREE = Cost(0, 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
 class Judge(Protocol):
-    """Anything that labels and detects. `name` is who said it, as labels will state it."""
+    """Anything that labels and detects.
+
+    Attributes:
+        name: who said it, as labels will state it.
+        identity: which model or rule this is, whatever its name; two judges of one identity are one judge.
+    """
 
     name: str
+    identity: str
 
     def label(self, questions: Sequence[LabelQuestion]) -> list[Answer | None]:
         """An answer to each, in order; None where there was no usable one after all retries. None is invented."""

@@ -9,12 +9,16 @@ from typing import Any
 import torch
 
 from sae_lens_gemma4 import embedded
-from sae_lens_gemma4.interp.judges.clients import Reply, judge_error
+from sae_lens_gemma4.interp.judges.clients import Reply
+from sae_lens_gemma4.interp.judges.failures import RequestError, said_of
 from sae_lens_gemma4.interp.judges.questions import Prompt
 
 
 class TransformersClient:
     """Loaded at the first question, and asked one question at a time.
+
+    There are no batches: in 16 bits what stands beside a question can change its answer, which is kept for any other
+    batch. Where that is too slow, serve the model (vLLM and others) and ask it as a judge of kind "openai".
 
     The cache knows it by its name: a model that was trained further needs another name, or another cache.
 
@@ -39,11 +43,8 @@ class TransformersClient:
             ids = self._encode(tokenizer, prompt)
             longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
             if longest is not None and ids.shape[1] + self._most > longest:
-                raise judge_error(
-                    self.identity,
-                    f"a question has {ids.shape[1]} tokens and an answer up to {self._most}, and the model reads "
-                    f"{longest}: show fewer or shorter contexts, or lower max_output_tokens",
-                )
+                why = f"a question has {ids.shape[1]} tokens, an answer up to {self._most}, and it reads {longest}"
+                raise RequestError(said_of(self.identity, why), too_long=True)
             try:
                 with torch.inference_mode():
                     out = model.generate(
@@ -52,7 +53,7 @@ class TransformersClient:
                         temperature=None, top_p=None, top_k=None,  # a model's own, which greedy decoding has no use for
                     )  # fmt: skip
             except (RuntimeError, ValueError) as e:  # out of memory among them
-                raise judge_error(self.identity, e) from e
+                raise RequestError(said_of(self.identity, e)) from e
         new = out[0, ids.shape[1] :]
         text = tokenizer.decode(new, skip_special_tokens=True)
         return Reply(text, ids.shape[1], len(new), len(new) >= self._most)
@@ -70,7 +71,8 @@ class TransformersClient:
                 if self._device is not None:
                     model = model.to(self._device)
             except (OSError, ValueError, RuntimeError, ImportError) as e:
-                raise judge_error(self.identity, f"it cannot be loaded: {str(e).strip().splitlines()[0]}") from e
+                why = f"it cannot be loaded: {str(e).strip().splitlines()[0]}"
+                raise RequestError(said_of(self.identity, why)) from e
             self._loaded = model.eval(), tokenizer
         return self._loaded
 

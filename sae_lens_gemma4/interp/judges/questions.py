@@ -12,6 +12,7 @@ numbers of contexts that there are not, and any text around the object make the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -59,6 +60,8 @@ describes occurs anywhere in that text. It may apply to any number of them, to n
 
 Answer with one JSON object and nothing else: {{"applies": a list of the numbers of the texts to which it applies}}"""
 _AGAIN = "\n\nAn earlier answer to this could not be used: {reason}. Answer with the JSON object alone."
+AGAIN_BYTES = len(_AGAIN) + 64
+"""What `Prompt.again` adds at most; no reason is longer than 64 bytes."""
 _THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n?```\Z", re.DOTALL | re.IGNORECASE)
 _LONGEST_ANSWER = 100_000
@@ -81,6 +84,16 @@ class Prompt(NamedTuple):
 
 class Unusable(Exception):
     """An answer that is not what was asked for; the message says in what."""
+
+
+def prompts() -> dict[str, str]:
+    """What judges are told, whatever they are asked about: both system messages, and what follows a bad answer."""
+    return {"label": _LABEL, "detection": _DETECT, "again": _AGAIN.strip()}
+
+
+def prompts_hash() -> str:
+    """SHA-256 of `prompts`: answers under two of them are answers to two instructions."""
+    return hashlib.sha256(json.dumps(prompts(), sort_keys=True).encode()).hexdigest()
 
 
 def prompt_of(question: LabelQuestion | DetectionQuestion) -> Prompt:

@@ -13,7 +13,7 @@ from sae_lens_gemma4.interp.judges.asking import LLMJudge
 from sae_lens_gemma4.interp.judges.baseline import BaselineJudge
 from sae_lens_gemma4.interp.judges.budget import Budget, Prices
 from sae_lens_gemma4.interp.judges.cache import AnswerCache
-from sae_lens_gemma4.interp.judges.clients import AnthropicClient, Client, OpenAIClient, key_from
+from sae_lens_gemma4.interp.judges.clients import AnthropicClient, Client, OpenAIClient, identity_of, key_from
 from sae_lens_gemma4.interp.judges.judge import Judge
 from sae_lens_gemma4.interp.judges.local import TransformersClient
 
@@ -36,10 +36,13 @@ class JudgeSettings:
             sent it again.
         max_output_tokens: of one answer, with what a model thinks before it.
         concurrency: calls at once; a model on this machine has one.
-        retries: of a call that fails in passing, and of a question whose answer cannot be used.
+        retries: how often a question is asked again whose answer cannot be used (over all runs on one folder of
+            answers), and how often in a run one whose request failed in passing, by its pauses or the server's.
         timeout_s: seconds that a server may be silent.
         usd_per_million_input, usd_per_million_output: prices; None: cost is told in tokens alone.
-        max_usd, max_calls: for this judge in one run; answers from the cache are free.
+        max_usd, max_calls: of all requests to this model at this base_url, under whatever name, that are booked in
+            this folder of answers: a run that goes on has what is left, and a higher limit adds the difference.
+            Dollars are by the prices stated here. Answers from the cache are free.
         device: for "transformers", for instance "cuda".
 
     Raises:
@@ -107,12 +110,16 @@ def judge_of(settings: JudgeSettings, cache_folder: str | Path | None, *, progre
         return BaselineJudge(1 if settings.kind == "tokens" else 3, settings.name)
     client = _client_of(settings)
     prices = Prices(settings.usd_per_million_input, settings.usd_per_million_output)
-    limits = {"most_calls": settings.max_calls, "most_usd": settings.max_usd}
+    cache = AnswerCache(cache_folder)
+    budget = Budget(
+        prices, settings.max_output_tokens, most_calls=settings.max_calls, most_usd=settings.max_usd,
+        ledger=cache, judge=identity_of(client.identity),
+    )  # fmt: skip
     return LLMJudge(
         settings.name or str(settings.model),
         client,
-        AnswerCache(cache_folder),
-        Budget(prices, settings.max_output_tokens, **limits),  # type: ignore[arg-type]
+        cache,
+        budget,
         concurrency=1 if settings.kind == "transformers" else settings.concurrency,
         retries=settings.retries,
         progress=progress,
@@ -125,12 +132,10 @@ def _client_of(s: JudgeSettings) -> Client:
         return TransformersClient(model=model, device=s.device, most_output=most)
     key = key_from(s.api_key_env or _KEYS[s.kind])
     if s.kind == "anthropic":
-        return AnthropicClient(
-            model=model, key=key, base_url=s.base_url, most_output=most, retries=s.retries, timeout_s=s.timeout_s
-        )
+        return AnthropicClient(model=model, key=key, base_url=s.base_url, most_output=most, timeout_s=s.timeout_s)
     return OpenAIClient(
         model=model, key=key, base_url=s.base_url, temperature=s.temperature, most_output=most,
-        retries=s.retries, timeout_s=s.timeout_s,
+        timeout_s=s.timeout_s,
     )  # fmt: skip
 
 
@@ -143,3 +148,8 @@ def _check_url(url: str) -> None:
         usable = False
     if not usable:
         raise ConfigError("base_url must be a URL like http://localhost:8000/v1.")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            "base_url must have no user, password, query or fragment: recipes and results keep it. Put the key into a "
+            "variable of the environment and name that by api_key_env."
+        )

@@ -5,12 +5,15 @@ Cohen's κ of where the two labels were said to apply, on the same held-out cont
 Jaccard index of the labels' content words stands beside it, because it needs no scorer.
 
 Both have a floor: one judge's label beside the other's of another latent, on the same contexts. That is what two labels
-agree in that have nothing to do with each other, but for the texts and the scorers. With scorer "other" each label is
-tested by the judge that did not write it, so κ is of two labels *and* two scorers: a lower bound of what the labels
-share.
+agree in that have nothing to do with each other, but for the texts and the scorers.
 
-κ is 0 where one label, or both, applied to all contexts or to none: nothing beyond chance is shown. How often both did
-is counted (`constant`).
+Who tested is in `scorers`. Where one scorer tested both labels (a judge named for it, the baselines' string match, or
+the only judge of labels by others), κ is of the two labels as that one reads them. Where each label was tested by
+another (scorer "other" or "own" with two models), κ is of two labels *and* two scorers: what these read differently
+lowers it.
+
+κ is 0 where one label, or both, applied to all contexts or to none: nothing beyond chance is shown. How often that was
+so is counted (`constant`).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class Pair(NamedTuple):
     """Two judges' labels of one latent; the floor's are None where there is none.
 
     Attributes:
-        constant: both labels applied to all contexts or to none.
+        constant: either label, or both, applied to all contexts or to none, which makes κ 0.
     """
 
     kappa: float
@@ -43,9 +46,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Means over the latents for which both judges' labels were tested; differences are paired by latent."""
+    """Means over the latents for which both judges' labels were tested; differences are paired by latent.
+
+    Attributes:
+        scorers: who tested the labels of each.
+    """
 
     judges: tuple[str, str]
+    scorers: tuple[str, str]
     pairs: Mapping[int, Pair]
     kappa: Mean
     words: Mean
@@ -59,11 +67,13 @@ class Agreement:
         return sum(pair.constant for pair in self.pairs.values())
 
     def to_dict(self) -> dict[str, Any]:
-        figures = {name: plain(value) for name, value in vars(self).items() if name not in ("judges", "pairs")}
+        named = ("judges", "scorers", "pairs")
+        figures = {name: plain(value) for name, value in vars(self).items() if name not in named}
         return {
             "schema": 1,
             "kind": "agreement",
             "judges": list(self.judges),
+            "scorers": list(self.scorers),
             "definitions": {
                 "kappa": "Cohen's κ of where the two labels apply, on the same held-out contexts; "
                 "0 where one applies to all or to none",
@@ -96,6 +106,7 @@ def agreement(verification: Verification, sampling: Sampling = Sampling()) -> Ag
     floored = [p for p in pairs.values() if p.floor_kappa is not None]
     return Agreement(
         judges=(first.judge, second.judge),
+        scorers=(first.scorer, second.scorer),
         pairs=pairs,
         kappa=mean_of((p.kappa for p in pairs.values()), sampling),
         words=mean_of((p.words for p in pairs.values()), sampling),
@@ -133,7 +144,7 @@ def _pair(one: LabelTest, other: LabelTest, dealt: LabelTest | None) -> Pair:
     return Pair(
         kappa=kappa(one.applies, other.applies),
         words=words(one.label, other.label),
-        constant=len({*one.applies}) == len({*other.applies}) == 1,
+        constant=len({*one.applies}) == 1 or len({*other.applies}) == 1,
         floor_kappa=None if dealt is None else kappa(one.applies, dealt.applies),
         floor_words=None if dealt is None else words(one.label, dealt.label),
     )

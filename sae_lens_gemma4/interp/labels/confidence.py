@@ -9,7 +9,10 @@ low. It defines none of the four, so these are ours, each between 0 and 1:
 - *health*: 1 where the latent's density and number of firings are usual, less by orders of magnitude (`Health`).
 
 A score that lacks a signal is none, with the reason: weighing the others anew would make it another score, and most for
-the latents of which least is known.
+the latents of which least is known. A signal of weight 0 is not needed.
+
+Probe and health are the latent's and not the label's, so any label has most of their .45. So beside each score stands
+that of a *dealt* label, another latent's in its place: the floor's F1 and κ, and the same probe and health.
 
 The weights rest on nothing that the card says, and a number between 0 and 1 is no probability for being one. What a
 score of .8 means is for `interp/labels/calibration.py` to find out.
@@ -24,14 +27,16 @@ from typing import Any, NamedTuple
 
 from sae_lens_gemma4.catalogue.label_schemas import FeatureLabel
 from sae_lens_gemma4.errors import ConfigError
+from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.interp.excerpts import Activity
 from sae_lens_gemma4.interp.labels.agreement import Agreement
 from sae_lens_gemma4.interp.labels.labelling import Labelled
 from sae_lens_gemma4.interp.labels.probes import Probing
 from sae_lens_gemma4.interp.labels.verification import Verification
-from sae_lens_gemma4.interp.means import plain
+from sae_lens_gemma4.interp.means import mean_of, plain
 
 COMPONENTS = ("agreement", "held_out", "probe", "health")
+TIERS = ("high", "medium", "low")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +100,27 @@ class Components(NamedTuple):
 
 
 class Confidence(NamedTuple):
-    """`score` and `tier` are None where a signal is missing, and `reason` says which."""
+    """`score` and `tier` are None where a signal is missing, and `reason` says which.
+
+    Attributes:
+        dealt: the score of a dealt label in its place; None where there is no floor, or no score.
+    """
 
     score: float | None
     tier: str | None
     reason: str | None
     components: Components
+    dealt: float | None = None
 
 
 def confidence_of(components: Components, weights: Weights = Weights()) -> Confidence:
     """Tiers: "high" from .8, "medium" from .5, "low"."""
-    missing = [name for name, value in zip(COMPONENTS, components, strict=True) if value is None]
+    needed = {name: value for name, value in components._asdict().items() if getattr(weights, name)}
+    missing = [name for name, value in needed.items() if value is None]
     if missing:
         return Confidence(None, None, f"no {', '.join(missing)}", components)
-    score = sum(getattr(weights, name) * value for name, value in components._asdict().items())
-    score = min(max(score, 0.0), 1.0)
-    rounded = round(score, 9)  # .35 + .35 + .1 is .7999…
-    return Confidence(score, "high" if rounded >= 0.8 else "medium" if rounded >= 0.5 else "low", None, components)
+    score = min(max(sum(getattr(weights, name) * value for name, value in needed.items()), 0.0), 1.0)
+    return Confidence(score, _tier(score), None, components)
 
 
 def confidences(
@@ -126,11 +135,11 @@ def confidences(
     """The score of the first judge's label of each latent that has one.
 
     Args:
-        agreed, probing: None where there was one judge, or no probe: then no label has a score.
-        activity: what each latent does on the whole text, as `LatentExamples.activity`.
+        agreed, probing: None where there was one judge, or no probe: then no label has a score, unless that weighs 0.
+        activity: what each latent does, as `LatentExamples.activity`.
     """
     first = labelled.judges[0]
-    tests = verification.by_judge[first].tests
+    tests, floor = verification.by_judge[first].tests, verification.by_judge[first].floor
     scored = {}
     for index in labelled.by(first):
         pair = agreed.pairs.get(index) if agreed else None
@@ -141,7 +150,12 @@ def confidences(
             probe=None if probe is None else probe.probe.accuracy,
             health=health.of(activity[index]) if index in activity else None,
         )
-        scored[index] = confidence_of(components, weights)
+        found = confidence_of(components, weights)
+        other = components._replace(
+            agreement=None if pair is None or pair.floor_kappa is None else max(0.0, pair.floor_kappa),
+            held_out=floor.tests[index].f1 if floor and index in floor.tests else None,
+        )
+        scored[index] = found if found.score is None else found._replace(dealt=confidence_of(other, weights).score)
     return scored
 
 
@@ -221,6 +235,7 @@ def _test_facts(index: int, judge: str, verification: Verification) -> dict[str,
         "cv_f1": test.f1,
         "cv_near_precision": test.near_precision,
         "cv_p_value": test.p_value,
+        "cv_documents": test.documents,
     }
     if tested.floor and index in tested.floor.tests:
         dealt = tested.floor.tests[index]
@@ -244,6 +259,7 @@ def _score_facts(score: Confidence | None) -> dict[str, Any]:
     return {
         "confidence_scores": parts,
         **({"confidence_reason": score.reason} if score.tier is None else {"confidence_tier": score.tier}),
+        **({} if score.dealt is None else {"confidence_floor": score.dealt}),
     }
 
 
@@ -251,8 +267,21 @@ def scores_dict(
     scores: Mapping[int, Confidence],
     weights: Weights = Weights(),
     health: Health = Health(),
+    sampling: Sampling = Sampling(),
 ) -> dict[str, Any]:
-    """The scores as plain JSON data, with what they are made of."""
+    """The scores as plain JSON data, with what they are made of.
+
+    "mean" is of all that are known; "floor", None without a floor, is of dealt labels, with the mean of the labels that
+    they stand in for ("own") and of the differences.
+    """
+    known = [s.score for s in scores.values() if s.score is not None]
+    both = [(s.score, s.dealt) for s in scores.values() if s.score is not None and s.dealt is not None]
+    floor = {
+        "mean": mean_of((dealt for _, dealt in both), sampling),
+        "own": mean_of((own for own, _ in both), sampling),
+        "difference": mean_of((own - dealt for own, dealt in both), sampling),
+        "tiers": {tier: sum(_tier(dealt) == tier for _, dealt in both) for tier in TIERS},
+    }
     return {
         "schema": 1,
         "kind": "confidence",
@@ -264,8 +293,13 @@ def scores_dict(
             "probe": "out-of-fold accuracy of a linear probe",
             "health": "1 − e / decades: e is how many orders of magnitude density and firings are out of the band",
         },
-        "tiers": {
-            tier or "none": sum(s.tier == tier for s in scores.values()) for tier in ("high", "medium", "low", None)
-        },
+        "tiers": {tier or "none": sum(s.tier == tier for s in scores.values()) for tier in (*TIERS, None)},
+        "mean": plain(mean_of(known, sampling)),
+        "floor": plain(floor) if both else None,
         "scores": plain(dict(scores)),
     }
+
+
+def _tier(score: float) -> str:
+    rounded = round(score, 9)  # .35 + .35 + .1 is .7999…
+    return "high" if rounded >= 0.8 else "medium" if rounded >= 0.5 else "low"

@@ -30,10 +30,13 @@ class LabelTest(NamedTuple):
         applies: what the scorer said, in the order of the part's positives and then its negatives.
         tp, fp, tn, fn: positive is "the label applies"; true, "and the latent fires".
         precision: None where the label applied nowhere.
+        recall_top, recall_quantile: of the contexts in which the latent is strongest, and of those from all over its
+            range; None where there are none. A label that fits the strongest alone shows in their difference.
         f1: 2·tp / (2·tp + fp + fn).
         near_misses: how many of the negatives are near-misses.
         near_precision: precision with these as the only negatives; None without any, or where it applied nowhere.
         p_value: one-sided, Fisher's exact.
+        documents: from how many the contexts are; those of one document are not independent.
     """
 
     index: int  # type: ignore[assignment]
@@ -45,12 +48,15 @@ class LabelTest(NamedTuple):
     fn: int
     precision: float | None
     recall: float
+    recall_top: float | None
+    recall_quantile: float | None
     f1: float
     balanced_accuracy: float
     near_misses: int
     near_precision: float | None
     p_value: float
     confirmed: bool
+    documents: int
 
 
 def ask(
@@ -76,9 +82,10 @@ def ask(
         questions.append(DetectionQuestion(index, label, shown))
         orders.append(order)
     said: list[list[bool] | None] = []
-    for order, answer in zip(orders, answered(scorer.name, scorer.detect(questions), len(questions)), strict=True):
+    name = scorer_name(scorer)
+    for order, answer in zip(orders, answered(name, scorer.detect(questions), len(questions)), strict=True):
         if answer is not None:
-            answered(scorer.name, answer, len(order), "contexts")
+            answered(name, answer, len(order), "contexts")
             answer = [bool(answer[place]) for place in np.argsort(order)]
         said.append(answer)
     return said
@@ -91,6 +98,10 @@ def label_test(index: int, label: str, applies: Sequence[bool], contexts: Contex
     near = [said for said, e in zip(says_silent, contexts.negatives, strict=True) if e.kind == "near_miss"]
     tp, fp = sum(says_fires), sum(says_silent)
     fn, tn = n_fires - tp, n_silent - fp
+    by_kind = {
+        kind: [said for said, e in zip(says_fires, contexts.positives, strict=True) if e.kind == kind]
+        for kind in ("top", "quantile")
+    }
     p_value = float(fisher_exact([[tp, fn], [fp, tn]], alternative="greater").pvalue)
     return LabelTest(
         index=index,
@@ -102,13 +113,21 @@ def label_test(index: int, label: str, applies: Sequence[bool], contexts: Contex
         fn=fn,
         precision=_ratio(tp, tp + fp),
         recall=tp / n_fires,
+        recall_top=_ratio(sum(by_kind["top"]), len(by_kind["top"])),
+        recall_quantile=_ratio(sum(by_kind["quantile"]), len(by_kind["quantile"])),
         f1=2 * tp / (2 * tp + fp + fn),
         balanced_accuracy=(tp / n_fires + tn / n_silent) / 2,
         near_misses=len(near),
         near_precision=_ratio(tp, tp + sum(near)) if near else None,
         p_value=p_value,
         confirmed=p_value <= alpha,
+        documents=len({e.document for e in [*contexts.positives, *contexts.negatives]}),
     )
+
+
+def scorer_name(scorer: Judge) -> str:
+    """Who tests: judges that label each in their way may test all in the same one (`scorer_name`)."""
+    return str(getattr(scorer, "scorer_name", scorer.name))
 
 
 def untestable(contexts: Contexts | None, min_positives: int, alpha: float) -> str | None:

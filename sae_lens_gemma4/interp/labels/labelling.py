@@ -80,7 +80,7 @@ def label_latents(
         promoted: by latent, tokens whose logits it raises; none need be given.
 
     Raises:
-        ConfigError: no judge, or two of one name.
+        ConfigError: no judge, or two of one name, or that are one model.
         DataError: no latent fires in the documents for labelling, or a latent came twice.
     """
     names = check_judges(judges)
@@ -129,13 +129,23 @@ def check_judges(judges: Sequence[Judge]) -> tuple[str, ...]:
     """The judges' names, which labels are kept under.
 
     Raises:
-        ConfigError: there is none, or two have one name.
+        ConfigError: there is none, or two have one name, or one `identity`: the same model under two names would agree
+            with itself.
     """
     names = tuple(judge.name for judge in judges)
     if not names:
         raise ConfigError("Labels need a judge, better two: none was given.")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"Two judges are called {twice!r}: labels are kept by name, so name one of them otherwise.")
+    by_identity: dict[str, str] = {}
+    for judge in judges:
+        identity = str(getattr(judge, "identity", judge.name))
+        if other := by_identity.get(identity):
+            raise ConfigError(
+                f"Two judges are the same model: {other!r} and {judge.name!r} are both {identity}, and a model's "
+                "agreement with itself says nothing. Give another."
+            )
+        by_identity[identity] = judge.name
     return names
 
 

@@ -15,7 +15,7 @@ latent, on the same splits:
 Splits are by document, because tokens of one document are alike: a probe that has seen the document knows the answer
 without the latent. Figures are of out-of-fold predictions, each by a probe that saw nothing of its document.
 
-Shapes: `n` contexts of one latent, `m` of all, `d` the hook's width.
+Shapes: `n` contexts of one latent, `d` the hook's width.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,7 +129,7 @@ class Probing:
 
 def probe_latents(
     rows: Iterable[ProbeRows],
-    acts_md: Acts,
+    acts: Iterable[Acts],
     settings: ProbeSettings = ProbeSettings(),
     sampling: Sampling = Sampling(),
 ) -> Probing:
@@ -136,19 +137,23 @@ def probe_latents(
 
     Args:
         rows: each latent's contexts, as `probe_rows` gives them.
-        acts_md: the hook's activations at the places of all of them, one latent after the other (`activations_at`).
+        acts: for each of them, in this order, the hook's activations at its places `[n, d]`, taken one
+            at a time, so that those of all latents need not be in memory together.
 
     Raises:
-        DataError: no latent can be probed, saying why; or there is not one row of activations a context.
+        DataError: no latent can be probed, saying why; or there is not one array a latent, with one row a context.
     """
-    rows = list(rows)
-    if len(acts_md) != (total := sum(len(r.fires_n) for r in rows)):
-        raise DataError(f"There are {len(acts_md):,} rows of activations for {total:,} contexts: give one for each.")
     probes: dict[int, Probe] = {}
     skipped: dict[int, str] = {}
-    start = 0
-    for latent in rows:
-        acts_nd, start = acts_md[start : start + len(latent.fires_n)], start + len(latent.fires_n)
+    for latent, acts_nd in zip_longest(rows, acts):
+        if latent is None or acts_nd is None:
+            less, more = ("arrays", "latents") if acts_nd is None else ("latents", "arrays of activations")
+            raise DataError(f"There are fewer {less} than {more}: give one array of activations a latent.")
+        if len(acts_nd) != len(latent.fires_n):
+            raise DataError(
+                f"There are {len(acts_nd):,} rows of activations for {len(latent.fires_n):,} contexts of latent "
+                f"{latent.index}: give one for each."
+            )
         if reason := too_few(latent.fires_n, latent.document_n, settings.folds):
             skipped[latent.index] = reason
         else:

@@ -1,20 +1,17 @@
-"""What a pass over a text leaves of every layer's activations: sums over tokens, and means with their intervals.
+"""What a pass over a text leaves of every layer's activations: sums over tokens.
 
 Activations of sixty layers are not kept. Their cosines with the tokens are summed by document, so that documents can be
 resampled afterwards; norms and what belongs to the mean are summed over all.
 
-Shapes: `t` tokens of a batch that count, `l` hooks, `k` groups of documents, `r` rows of weights, `d` the width.
+Shapes: `t` tokens of a batch that count, `l` hooks, `k` groups of documents, `d` the width.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.errors import DataError
-from sae_lens_gemma4.evaluation.intervals import Estimate, Sampling
 from sae_lens_gemma4.evaluation.reading import float64
 
 _CHUNK = 1024
@@ -78,23 +75,3 @@ class LayerSums:
             variance = (squares - float(centred_d.square().sum()) / self.n) / self.n
             gammas.append(norms[-1] / variance**0.5 if variance > 0 else None)
         return norms, gammas
-
-
-class Estimates:
-    """Means over tokens with their intervals, all on the same draws of documents."""
-
-    def __init__(self, sampling: Sampling, n_groups: int) -> None:
-        self.sampling, self.n_groups = sampling, n_groups
-        self.weights_rk = sampling.weights(n_groups)
-
-    def __call__(
-        self, sums_lk: torch.Tensor, group_t: torch.Tensor
-    ) -> tuple[list[Estimate], npt.NDArray[np.float64] | None]:
-        """Of sums by group, with the group of each token; the draws beside them, `[r, l]`."""
-        n_k = torch.bincount(group_t, minlength=self.n_groups).double()
-        value_l = (sums_lk.sum(dim=1) / n_k.sum()).tolist()
-        if self.weights_rk is None:
-            return [Estimate(value) for value in value_l], None
-        draws_rl = (self.weights_rk @ sums_lk.T) / (self.weights_rk @ n_k)[:, None]
-        found = [Estimate(value, self.sampling.interval(value, draws_rl[:, n])) for n, value in enumerate(value_l)]
-        return found, draws_rl[: self.sampling.resamples].numpy()

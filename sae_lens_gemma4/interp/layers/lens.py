@@ -5,19 +5,25 @@ first of "English commitment" by eye. Here each layer goes through the final nor
 the model itself ends with, so that the last layer gives the model's own logits; `final_norm=False` is the card's way,
 for comparison. What the figures are and how a commitment is told is in `lens_result`.
 
-Logits of a vocabulary of 262,144 are made for a few positions at a time and never kept.
+Activations are normed in the model's own arithmetic, and their product with the unembedding is float32: in 16 bits many
+of 262,144 logits are equal, and of equals a rank tells nothing. So the final token of a model of 16 bits is that of the
+exact product, where the model itself may have a tie.
 
-Shapes: `n` positions, `l` places in the stream, `v` vocabulary, `k` top tokens, `c` positions of a chunk.
+Logits of such a vocabulary are made for a few positions at a time and never kept.
+
+Shapes: `n` positions, `l` places in the stream, `v` vocabulary, `k` top tokens, `c` positions of a chunk, `r` rows:
+every place of every position of a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
-from sae_lens_gemma4.errors import ConfigError, ModelError, UnknownNameError, check_name
+from sae_lens_gemma4.errors import ConfigError, ModelError, check_name
 from sae_lens_gemma4.evaluation.identity import model_fingerprint
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.interp.layers.decoder_lens import DecoderLens, decoder_lens
@@ -25,18 +31,19 @@ from sae_lens_gemma4.interp.layers.lens_result import Followed, Lens
 from sae_lens_gemma4.interp.layers.lens_tokens import Prompt, read_prompts, read_targets
 from sae_lens_gemma4.interp.layers.scripts import TokenTexts
 from sae_lens_gemma4.interp.unembedding import Ends, ends_of
-from sae_lens_gemma4.models.interface import HookedModel, model_name, require_hook
+from sae_lens_gemma4.models.interface import HookedModel, entry_hook, model_name, n_layers_of, require_hook
 
 __all__ = ["DecoderLens", "Lens", "decoder_lens", "logit_lens"]
 
-_LOGITS = 2**23
-"""Logits that are made at a time: 32 MiB in float32, several of which are held."""
+_LOGITS = 2**25
+"""Logits that are made at a time, of all places: 128 MiB in float32."""
+_ROWS = 2**15
+"""Rows of the unembedding that are made float32 at a time."""
 _CHECKED = 8
 """Positions on which the model's own logits are asked for, to know that they are those of the last layer."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.05
 """Of the largest logit; the latter for floats of 16 bits."""
-_ENTRY = ("hook_embed", "blocks.0.hook_resid_pre")
 
 
 @torch.no_grad()
@@ -51,6 +58,7 @@ def logit_lens(
     final_norm: bool = True,
     batch_prompts: int = 8,
     sampling: Sampling = Sampling(),
+    progress: bool = False,
 ) -> Lens:
     """Read every layer's output, and the embeddings, as the last layer's is read.
 
@@ -77,20 +85,24 @@ def logit_lens(
     ends = ends_of(model)
     if ends is None:
         raise ModelError(f"The final norm and unembedding of this {type(model).__name__} are not where they are known.")
-    d_vocab = ends.weight_vd.shape[0]
+    ends, d_vocab = in_float32(ends), ends.weight_vd.shape[0]
     if not 1 <= top <= d_vocab or batch_prompts < 1:
         raise ConfigError(f"top must be from 1 to {d_vocab} and batch_prompts from 1, not {top} and {batch_prompts}.")
     read = read_prompts(model.tokenizer, prompts, positions, d_vocab)
     target_p = read_targets(model.tokenizer, targets, len(read), d_vocab)
     n_layers, chosen = _layers(model, layers)
-    hooks = [_entry(model), *(require_hook(model, f"blocks.{layer}.hook_resid_post") for layer in chosen)]
+    names = [entry_hook(model), *(f"blocks.{layer}.hook_resid_post" for layer in chosen)]
+    hooks = [require_hook(model, name) for name in names]
     _check_ends(model, ends, hooks[-1], read[0].tokens[:_CHECKED])
 
     found: dict[int, list[_Part]] = {}
-    for numbers in _batches(read, batch_prompts):
-        acts = _run(model, torch.tensor([read[number].tokens for number in numbers]), hooks, n_layers)
-        for row, number in enumerate(numbers):
-            found[number] = list(_parts(ends, [a[row] for a in acts], read[number], target_p, number, top, final_norm))
+    with tqdm(total=len(read), desc="Reading the layers", unit="prompt", disable=not progress) as bar:
+        for numbers in _batches(read, batch_prompts):
+            acts = _run(model, torch.tensor([read[number].tokens for number in numbers]), hooks, n_layers)
+            for row, number in enumerate(numbers):
+                acts_pd = [a[row] for a in acts]
+                found[number] = list(_parts(ends, acts_pd, read[number], target_p, number, top, final_norm))
+                bar.update()
     parts = [part for number in range(len(read)) for part in found[number]]
     texts = TokenTexts(model.tokenizer)
     id_ni = torch.cat([part.id_ci for part in parts])
@@ -146,7 +158,7 @@ def _parts(
 ) -> Iterator[_Part]:
     following = torch.tensor([*prompt.tokens[1:], -1])
     target = -1 if target_p is None else target_p[number]
-    for place_c in torch.tensor(prompt.places).split(max(1, _LOGITS // ends.weight_vd.shape[0])):
+    for place_c in torch.tensor(prompt.places).split(max(1, _LOGITS // (ends.weight_vd.shape[0] * len(acts_pd)))):
         rows_cd = [a_pd[place_c.to(a_pd.device)] for a_pd in acts_pd]
         yield _read(ends, rows_cd, following[place_c], torch.full_like(place_c, target), top, final_norm)
 
@@ -161,14 +173,16 @@ def _read(
 ) -> _Part:
     """One chunk at every place in the stream. Ranks go by the logits before the soft cap, which can make great ones
     equal."""
-    own_cv = ends.unembed(ends.norm(rows_cd[-1]))
+    own_cd = ends.norm(rows_cd[-1])
+    read_lcd = [*(ends.norm(x_cd) for x_cd in rows_cd[:-1]), own_cd] if final_norm else [*rows_cd, own_cd]
+    logits_lcv = ends.unembed(torch.cat([x_cd.to(own_cd.device) for x_cd in read_lcd])).split(len(own_cd))
+    own_cv = logits_lcv[-1]
     final_c = own_cv.topk(top, dim=-1).indices[:, 0].cpu()
-    log_own_cv = ends.capped(own_cv).float().log_softmax(-1)
+    log_own_cv = ends.capped(own_cv).log_softmax(-1)
     id_ci = torch.stack([final_c, following_c, target_c], dim=1)
     by_place: list[tuple[torch.Tensor, ...]] = []
-    for x_cd in rows_cd:
-        logits_cv = ends.unembed(ends.norm(x_cd) if final_norm else x_cd)
-        log_cv = (ends.capped(logits_cv) if final_norm else logits_cv).float().log_softmax(-1)
+    for logits_cv in logits_lcv[: len(rows_cd)]:
+        log_cv = (ends.capped(logits_cv) if final_norm else logits_cv).log_softmax(-1)
         prob_cv = log_cv.exp()
         top_id_ck = logits_cv.topk(top, dim=-1).indices
         at_ci = id_ci.clamp(min=0).to(logits_cv.device)
@@ -179,12 +193,28 @@ def _read(
                 top_id_ck.cpu(),
                 prob_cv.gather(1, top_id_ck).cpu(),
                 -(prob_cv * log_cv).sum(-1).cpu(),
-                (log_own_cv.exp() * (log_own_cv - log_cv.to(log_own_cv.device))).sum(-1).cpu(),
+                (log_own_cv.exp() * (log_own_cv - log_cv)).sum(-1).cpu(),
                 rank_ci.cpu(),
                 prob_cv.gather(1, at_ci).cpu(),
             )
         )
     return _Part(id_ci, *(torch.stack(parts, dim=1) for parts in zip(*by_place, strict=True)))
+
+
+def in_float32(ends: Ends) -> Ends:
+    """The same ends with an unembedding of rows `[r, d]` whose products are float32, whatever the model's own are: a
+    part of its weight at a time, for all rows."""
+    weight_vd = ends.weight_vd.detach()
+    bias_v = ends.unembed(weight_vd.new_zeros(1, weight_vd.shape[1]))[0].float()
+
+    def unembed(x_rd: torch.Tensor) -> torch.Tensor:
+        x_rd = x_rd.float().to(weight_vd.device)
+        logits_rv = torch.empty(len(x_rd), len(weight_vd), device=weight_vd.device)
+        for part_rv, part_vd in zip(logits_rv.split(_ROWS, dim=1), weight_vd.split(_ROWS), strict=True):
+            part_rv.copy_(x_rd @ part_vd.float().T)
+        return logits_rv.add_(bias_v.to(logits_rv.device))
+
+    return ends._replace(unembed=unembed)
 
 
 def _run(model: HookedModel, tokens_bp: torch.Tensor, hooks: list[str], n_layers: int) -> list[torch.Tensor]:
@@ -197,8 +227,8 @@ def _check_ends(model: HookedModel, ends: Ends, last: str, tokens: list[int]) ->
     """Raise `ModelError` unless the model's logits are those of its last layer through its known ends."""
     tokens_bp = torch.tensor([tokens], device=next(model.parameters()).device)
     logits_bpv, cache = model.run_with_cache(tokens_bp, names_filter=[last], prepend_bos=False)
-    ours_bpv = ends.capped(ends.unembed(ends.norm(cache[last])))
-    difference = (ours_bpv.float() - logits_bpv.to(ours_bpv.device).float()).abs().max()
+    ours_pv = ends.capped(ends.unembed(ends.norm(cache[last])[0]))
+    difference = (ours_pv - logits_bpv[0].to(ours_pv.device).float()).abs().max()
     largest = float(logits_bpv.float().abs().max())
     if not float(difference) <= _TOLERANCE.get(logits_bpv.dtype, _COARSE) * max(largest, 1.0):
         raise ModelError(
@@ -217,20 +247,8 @@ def _batches(read: Sequence[Prompt], size: int) -> Iterator[list[int]]:
 
 
 def _layers(model: HookedModel, layers: Sequence[int] | None) -> tuple[int, list[int]]:
-    hf_model: Any = getattr(model, "original_model", None) or getattr(model, "model", None)
-    text_config = getattr(getattr(hf_model, "config", None), "get_text_config", None)
-    config: Any = getattr(model, "cfg", None)
-    n_layers = int(text_config().num_hidden_layers if text_config is not None else config.n_layers)
+    n_layers = n_layers_of(model)
     chosen = range(n_layers) if layers is None else layers
     if unknown := [layer for layer in chosen if layer not in range(n_layers)]:
         raise ConfigError(f"There is no layer {unknown[0]!r}; the model has {n_layers}, 0 to {n_layers - 1}.")
     return n_layers, sorted({*chosen, n_layers - 1})
-
-
-def _entry(model: HookedModel) -> str:
-    for name in _ENTRY:
-        try:
-            return require_hook(model, name)
-        except UnknownNameError:
-            continue
-    raise ModelError(f"This {type(model).__name__} has no hook for what enters its first layer: {' or '.join(_ENTRY)}.")

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sae_lens_gemma4.evaluation.intervals import Sampling, clusters
+from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.evaluation.result import versions
 from sae_lens_gemma4.interp.layers.scripts import TokenTexts
+from sae_lens_gemma4.interp.means import means_of, summed
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -211,18 +212,9 @@ def means_over_prompts(
     too few of them."""
     if not len(values_nl):
         return [], None
-    value_nl = torch.from_numpy(values_nl.astype(np.float64))
-    means: list[float] = value_nl.mean(dim=0).tolist()
-    _, number_n = np.unique(prompt_n, return_inverse=True)
-    group_n = clusters(int(number_n.max()) + 1)[torch.from_numpy(number_n)]
-    n_groups = int(group_n.max()) + 1
-    weights_rk = sampling.weights(n_groups)
-    if weights_rk is None:
-        return means, None
-    sum_kl = torch.zeros(n_groups, value_nl.shape[1], dtype=torch.float64).index_add_(0, group_n, value_nl)
-    count_k = torch.bincount(group_n, minlength=n_groups).double()
-    mean_rl = (weights_rk @ sum_kl) / (weights_rk @ count_k)[:, None]
-    return means, [sampling.interval(mean, mean_rl[:, at]) for at, mean in enumerate(means)]
+    number_n = torch.from_numpy(np.unique(prompt_n, return_inverse=True)[1])
+    found, drawn_rl = means_of(*summed(torch.from_numpy(values_nl.astype(np.float64)), number_n), sampling)
+    return [float(mean) for mean in found], None if drawn_rl is None else [mean.interval for mean in found]
 
 
 def _scripts(ids: Ints, texts: TokenTexts) -> npt.NDArray[np.object_]:

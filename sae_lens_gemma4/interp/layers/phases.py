@@ -13,7 +13,8 @@ means nothing; what is found there is found in noise. Neither makes a phase of w
 curve are not independent, and a bend is taken for several lines.
 
 How often a straight line with independent noise is given more than one phase, by simulation: 4 % with 16 layers, 2 %
-with 24, 0.3 % with 60.
+with 24, 0.3 % with 60. With fewer than `LEAST` layers nothing is looked for: one phase is then no finding, and there is
+no control.
 
 Shapes: `r` curves, `l` layers, `k` numbers of phases, from one on.
 """
@@ -31,6 +32,8 @@ from sae_lens_gemma4.errors import ConfigError, DataError
 SHORTEST, MOST, LAYERS_A_PHASE = 3, 6, 8
 """Layers of a phase at least, phases at most, and how many layers there must be for each: BIC is one for large samples,
 and with fewer a line through three points looks too good."""
+LEAST = 2 * LAYERS_A_PHASE
+"""Layers with which a change point can be found."""
 SHUFFLES = 200
 NEAR = 1
 _COST = 3
@@ -79,6 +82,8 @@ class Phases:
         resamples: curves that support was counted on.
         shuffled_found: change points found in a shuffled curve, on average over `shuffles`.
         shuffled_share: of the shuffled curves, those with any.
+        too_few_layers: `LEAST` where the curve has fewer, so that no change point could be found and no curve was
+            shuffled; else None.
     """
 
     phases: tuple[Phase, ...]
@@ -89,6 +94,7 @@ class Phases:
     shuffles: int
     shuffled_found: float | None
     shuffled_share: float | None
+    too_few_layers: int | None
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +103,7 @@ class Phases:
             "change_points": [point._asdict() for point in self.change_points],
             "bic": [*self.bic_k],
             "rms": self.rms,
+            "too_few_layers": self.too_few_layers,
             "resamples": self.resamples,
             "control": {
                 "shuffles": self.shuffles,
@@ -137,7 +144,7 @@ def find_phases(
 
     Args:
         resampled_rl: the same curve on resamples of the documents; those that are not finite are left out.
-        shuffles: of the control; 0 for none.
+        shuffles: of the control; 0 for none. None are made of fewer than `LEAST` layers.
 
     Raises:
         DataError: the curve is empty or not finite.
@@ -159,6 +166,8 @@ def find_phases(
             found = _chosen(kept_rl)[0]
             supports = [_support(layer, found) for layer in starts[1:]]
     found_mean = share_any = None
+    too_few = LEAST if len(y_l) < LEAST else None
+    shuffles = 0 if too_few else shuffles
     if shuffles:
         generator = np.random.default_rng(seed)
         shuffled_rl = generator.permuted(np.repeat(y_l[None], shuffles, axis=0), axis=1)
@@ -174,6 +183,7 @@ def find_phases(
         shuffles=shuffles,
         shuffled_found=found_mean,
         shuffled_share=share_any,
+        too_few_layers=too_few,
         seed=seed,
     )
 

@@ -33,19 +33,17 @@ from tqdm.auto import tqdm
 from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.activations.harvest import forwards
 from sae_lens_gemma4.activations.vocabulary import check_tokenizer
-from sae_lens_gemma4.errors import ConfigError, ModelError, UnknownNameError
+from sae_lens_gemma4.errors import ConfigError, ModelError
 from sae_lens_gemma4.evaluation.identity import model_fingerprint
 from sae_lens_gemma4.evaluation.intervals import Estimate, Sampling, clusters
 from sae_lens_gemma4.evaluation.result import versions
-from sae_lens_gemma4.interp.layers.layer_sums import Estimates, LayerSums
+from sae_lens_gemma4.interp.layers.layer_sums import LayerSums
 from sae_lens_gemma4.interp.layers.phases import Phases, find_phases
 from sae_lens_gemma4.interp.layers.token_space import ROUNDING, DrawnTokens, TokenSpace, same_matrix, token_matrices
-from sae_lens_gemma4.models.interface import HookedModel, model_name, require_hook
+from sae_lens_gemma4.interp.means import means_of
+from sae_lens_gemma4.models.interface import HookedModel, entry_hook, model_name, n_layers_of
 
 SCHEMA = 1
-_ENTRY = ("blocks.0.hook_resid_pre", "hook_embed")
-"""What enters the first layer, by the first name that the model knows. In Gemma both are the scaled embeddings, and
-with the former the forward pass can stop before the unembedding."""
 _DEFINITIONS = {
     "cosine": "Mean over all tokens that count of the cosine of the residual and the token's own embedding.",
     "nearest_cosine": "Mean over the drawn tokens of the greatest cosine of the residual and any embedding.",
@@ -168,7 +166,7 @@ def profile_layers(
             "batch_blocks must be at least 1, nearest_tokens and seed not negative, "
             f"unlike {batch_blocks}, {nearest_tokens} and {seed}."
         )
-    n_layers = _n_layers(model)
+    n_layers = n_layers_of(model)
     if keep_layer is not None and not 0 <= keep_layer < n_layers:
         raise ConfigError(f"keep_layer must be one of the model's layers 0..{n_layers - 1}, not {keep_layer}.")
     check_tokenizer(corpus, model.tokenizer)
@@ -178,7 +176,7 @@ def profile_layers(
     if unembedding and unembedding_vd is not None and not tied:
         spaces.append(TokenSpace(unembedding_vd))
     layers: list[int | None] = [None, *range(n_layers)]
-    hooks = [_entry(model), *(f"blocks.{n}.hook_resid_post" for n in range(n_layers))]
+    hooks = [entry_hook(model), *(f"blocks.{n}.hook_resid_post" for n in range(n_layers))]
 
     place_t = corpus.keep_bp.flatten().nonzero()[:, 0]
     group_t = torch.unique(corpus.document_bp.flatten()[place_t], return_inverse=True)[1]
@@ -209,9 +207,9 @@ def profile_layers(
     bar.close()
     drawn.flush()
 
-    of = Estimates(sampling, sums.cosine_lk.shape[1])
-    cosine, resampled_rl = of(sums.cosine_lk, group_t)
-    of_drawn = _drawn_figures(of, drawn, group_t)
+    n_k = torch.bincount(group_t).double()
+    cosine, mean_rl = means_of(sums.cosine_lk.T, n_k, sampling)
+    of_drawn = _drawn_figures(drawn, group_t, len(n_k), sampling)
     rows = zip(hooks, layers, cosine, *of_drawn, *sums.norms(), _medians(drawn), *sums.about_mean(), strict=True)
     figures = tuple(LayerFigures(*row) for row in rows)
     curve_l = np.array([f.cosine for f in figures if f.layer is not None])
@@ -220,7 +218,9 @@ def profile_layers(
         corpus=corpus.facts(),
         tied=tied,
         layers=figures,
-        phases=find_phases(curve_l, None if resampled_rl is None else resampled_rl[:, -n_layers:], seed=seed),
+        phases=find_phases(
+            curve_l, None if mean_rl is None else mean_rl[: sampling.resamples, -n_layers:].numpy(), seed=seed
+        ),
         nearest_tokens=len(place_s),
         keep_layer=keep_layer,
         cosine_by_place=by_place,
@@ -229,16 +229,19 @@ def profile_layers(
     )
 
 
-def _drawn_figures(of: Estimates, drawn: DrawnTokens, group_t: torch.Tensor) -> list[list[Estimate] | list[None]]:
+def _drawn_figures(
+    drawn: DrawnTokens, group_t: torch.Tensor, n_groups: int, sampling: Sampling
+) -> list[list[Estimate] | list[None]]:
     """Columns of `LayerFigures` from `nearest_cosine` to `unembedding_recovered`."""
     nothing: list[None] = [None] * len(drawn.norm_ls)
     if not len(drawn.place_s):
         return [nothing] * 5
     group_s = group_t[drawn.place_s]
+    count_k = torch.bincount(group_s, minlength=n_groups).double()
 
     def mean(value_ls: torch.Tensor) -> list[Estimate]:
-        sums_lk = torch.zeros(len(value_ls), of.n_groups, dtype=torch.float64)
-        return of(sums_lk.index_add_(1, group_s, value_ls.double()), group_s)[0]
+        sum_kl = torch.zeros(n_groups, len(value_ls), dtype=torch.float64)
+        return means_of(sum_kl.index_add_(0, group_s, value_ls.T.double()), count_k, sampling)[0]
 
     found: list[list[Estimate] | list[None]] = []
     for own_ls, nearest_ls in zip(drawn.own_ls, drawn.nearest_ls, strict=True):
@@ -251,24 +254,3 @@ def _medians(drawn: DrawnTokens) -> list[float] | list[None]:
         return [None] * len(drawn.norm_ls)
     medians: list[float] = np.median(drawn.norm_ls.numpy(), axis=1).tolist()
     return medians
-
-
-def _n_layers(model: HookedModel) -> int:
-    hf_model: Any = getattr(model, "original_model", None) or getattr(model, "model", None)
-    text_config = getattr(getattr(hf_model, "config", None), "get_text_config", None)
-    if text_config is not None:
-        return int(text_config().num_hidden_layers)
-    n_layers = getattr(getattr(model, "cfg", None), "n_layers", None)
-    if n_layers is None:
-        raise ModelError(f"This {type(model).__name__} does not say how many layers it has, in cfg.n_layers or config.")
-    return int(n_layers)
-
-
-def _entry(model: HookedModel) -> str:
-    for name in _ENTRY:
-        try:
-            require_hook(model, name)
-        except UnknownNameError:
-            continue
-        return name
-    raise ModelError(f"This {type(model).__name__} has no hook for what enters its first layer: {' or '.join(_ENTRY)}.")

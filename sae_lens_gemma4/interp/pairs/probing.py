@@ -23,6 +23,7 @@ import torch
 
 from sae_lens_gemma4.catalogue.label_schemas import FeatureLabel
 from sae_lens_gemma4.evaluation.intervals import Interval, Sampling
+from sae_lens_gemma4.interp.item_means import length_correlation
 from sae_lens_gemma4.interp.means import plain
 from sae_lens_gemma4.interp.pairs.paired_tests import (
     Ints,
@@ -53,19 +54,22 @@ class Found:
     """A latent that a category turns on.
 
     Attributes:
-        effect: d_z, the mean of the paired differences over their standard deviation.
-        interval: of `effect`, by bootstrap over pairs; None of fewer than 8 pairs.
+        effect: d_z, the mean of the paired differences over their standard deviation; infinite where all are equal,
+            which `to_dict` writes as None beside `all_equal`.
+        all_equal: all differences are equal.
+        interval: of `effect`, by bootstrap over pairs; None of fewer than 8 pairs, or where all are equal.
         difference: mean activation with the property minus that without it.
         p_value, q_value: by sign flips, and the least false-discovery rate at which it is found.
         p_family: of any test of any category being as large by chance.
         fires_more: pairs in which it is more active with the property.
         length_r: correlation of its differences with those of the sides' token counts; None where one is constant.
-        also: its effects in other categories in which it passed, largest first.
+        also: its effects in other categories in which it passed, largest first; as `effect`.
     """
 
     index: int
     category: str
     effect: float
+    all_equal: bool
     interval: Interval | None
     difference: float
     mean_with: float
@@ -104,6 +108,11 @@ class Probing:
         """Tests that passed; a latent that passed in two categories counts twice, as it does in `scrambled`."""
         return sum(len(tests.passed(self.settings.q)) for tests in self.tests)
 
+    @property
+    def labelled(self) -> list[Found]:
+        """Those that are more active with the property, which have labels; with "two-sided" there may be others."""
+        return [found for found in self.found if found.effect > 0]
+
     def to_dict(self) -> dict[str, Any]:
         """As plain data: figures, the top latents of each category, the control, and the points of plots."""
         document: dict[str, Any] = plain(
@@ -114,6 +123,8 @@ class Probing:
                 "tests": self.n_tests,
                 "passed": self.n_passed,
                 "found": len(self.found),
+                "labelled": len(self.labelled),
+                "less_active": len(self.found) - len(self.labelled),
                 "scrambled": {
                     "passed": self.scrambled,
                     "mean": float(np.mean(self.scrambled)) if self.scrambled else None,
@@ -134,6 +145,7 @@ class Probing:
             "tests": len(tests.tested),
             "passed": len(tests.passed(q)),
             "found": len(mine),
+            "less_active": sum(found.effect < 0 for found in mine),
             "found_family_wise": sum(found.p_family <= q for found in mine),
             "least_p": tests.least_p,
             "exact": tests.exact,
@@ -185,16 +197,15 @@ def probe_pairs(means: Sequence[PairMeans], settings: ProbeSettings | None = Non
 
 
 def feature_labels(probing: Probing) -> list[FeatureLabel]:
-    """The feature map in the catalogue's form, by index: the latents that are more active with a property.
+    """The feature map in the catalogue's form, by index: the latents that are more active with a property. Those that
+    are less active with it, which two-sided tests find too, are in the result and have no label.
 
     `confidence` is the share of pairs in which that is so, on the pairs that found the latent. Its interval (Wilson) is
     among the facts, with the effect, its interval and its p-values.
     """
     categories = {tests.category.name: tests.category for tests in probing.tests}
     labels = []
-    for found in sorted(probing.found, key=lambda found: found.index):
-        if found.effect < 0:
-            continue
+    for found in sorted(probing.labelled, key=lambda found: found.index):
         facts = plain(asdict(found))
         del facts["index"], facts["category"]
         category = categories[found.category]
@@ -243,6 +254,7 @@ def _described(
                 index=index,
                 category=name,
                 effect=ranked[index][name],
+                all_equal=not np.isfinite(ranked[index][name]),
                 interval=intervals[at],
                 difference=float(difference_pk[:, at].mean()),
                 mean_with=float(with_pk[:, at].mean()),
@@ -251,7 +263,7 @@ def _described(
                 q_value=float(tests.q_f[index]),
                 p_family=float(tests.family_f[index]),
                 fires_more=share(int((difference_pk[:, at] > 0).sum()), len(difference_pk), sampling.level),
-                length_r=None if longer_p is None else _correlation(difference_pk[:, at], longer_p),
+                length_r=None if longer_p is None else length_correlation(difference_pk[:, at], longer_p),
                 also={other: effect for other, effect in ranked[index].items() if other != name},
             )
 
@@ -269,9 +281,3 @@ def effect_intervals(difference_pk: npt.NDArray[np.float64], sampling: Sampling)
     d_rk = mean_rk / squares_rk.sqrt()
     effect_k = standardised(difference_pk).tolist()
     return [sampling.interval(effect, d_rk[:, at]) for at, effect in enumerate(effect_k)]
-
-
-def _correlation(x_p: npt.NDArray[np.float64], y_p: Ints) -> float | None:
-    if np.ptp(x_p) == 0 or np.ptp(y_p) == 0:
-        return None
-    return float(np.corrcoef(x_p, y_p)[0, 1])

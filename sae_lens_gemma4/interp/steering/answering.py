@@ -16,17 +16,21 @@ from tqdm.auto import tqdm
 
 from sae_lens_gemma4.activations.corpus import Corpus
 from sae_lens_gemma4.activations.vocabulary import tokenizer_fingerprint
-from sae_lens_gemma4.errors import ConfigError, DataError
+from sae_lens_gemma4.errors import CatalogueWarning, ConfigError, DataError, warn_caller
 from sae_lens_gemma4.evaluation.identity import model_fingerprint
 from sae_lens_gemma4.interp.items import Item, item_corpus, with_responses
 from sae_lens_gemma4.interp.steering.extractors import EXTRACTORS, Extractor
 from sae_lens_gemma4.interp.steering.extractors import extractor as named
 from sae_lens_gemma4.interp.steering.generating import Hook, Output, generate_batch
-from sae_lens_gemma4.interp.steering.outputs import Outputs
+from sae_lens_gemma4.interp.steering.outputs import BATCH, Outputs
 from sae_lens_gemma4.models.interface import HookedModel
 
 RIGHT, WRONG = "right", "wrong"
 BASELINE = "baseline"
+
+
+class AnsweringWarning(CatalogueWarning):
+    """Some answers cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Answering:
     Attributes:
         extractor: a name of `EXTRACTORS`, or `regex:<pattern>`.
         max_new_tokens: tokens an answer has at most.
-        batch_items: items a batch.
+        batch_items: items a batch. With weights of 16 bits it may change answers, and a folder is gone on with by the
+            same only; in float32 it is free.
         stop: texts that end an answer, beside the model's own end tokens; not part of it.
 
     Raises:
@@ -64,14 +69,14 @@ def answer(
 
     Raises:
         DataError: no items, one without a right answer, or no answer found in any output.
-        ConfigError: the folder holds other answers.
+        ConfigError: the folder holds other answers, or in 16 bits those of other batches.
         ModelError: not a `Gemma4ProxyLM` or `Gemma4Bridge`.
     """
     read = named(settings.extractor)
     gold_answers(items, read)
     corpus = prompts_of(model, items)
-    kept = {k: v for k, v in asdict(settings).items() if k not in ("extractor", "batch_items")}
-    outputs = Outputs(folder, {**facts_of(model, items), "settings": kept})
+    kept = {k: v for k, v in asdict(settings).items() if k not in ("extractor", BATCH)}
+    outputs = Outputs(folder, {**facts_of(model, items, settings.batch_items), "settings": kept})
     with tqdm(total=len(items), initial=len(outputs.found), desc="Answering", unit="item", disable=not progress) as bar:
         answer_missing(
             model,
@@ -91,27 +96,41 @@ def answer(
 def graded(items: Sequence[Item], outputs: Sequence[Output], settings: Answering) -> tuple[list[Item], dict[str, Any]]:
     """The items with their answers, in the groups `RIGHT` and `WRONG`, and how many are in each.
 
+    Items to which nothing was answered have no token to compare and are left out. They are counted as "empty", and by
+    none of the other counts; a warning (`AnsweringWarning`) says so.
+
     Raises:
         DataError: all are right, or all wrong.
     """
     read = named(settings.extractor)
     gold = gold_answers(items, read)
-    found = [read.find(output.text) for output in outputs]
-    right = [f is not None and read.same(f, g) for f, g in zip(found, gold, strict=True)]
+    kept = [(i, o, g) for i, o, g in zip(items, outputs, gold, strict=True) if o.text]
+    found = [read.find(output.text) for _, output, _ in kept]
+    right = [f is not None and read.same(f, g) for f, (_, _, g) in zip(found, kept, strict=True)]
+    empty = len(items) - len(kept)
     facts = {
         "extractor": settings.extractor,
         "right": sum(right),
         "wrong": len(right) - sum(right),
         "not_found": sum(f is None for f in found),
-        "cut": sum(output.cut for output in outputs),
+        "cut": sum(output.cut for _, output, _ in kept),
+        "empty": empty,
     }
     if len(set(right)) < 2:
+        which = "empty" if not right else RIGHT if right[0] else WRONG
+        beside = f", beside {empty} that are empty" if empty and right else ""
         raise DataError(
-            f"All {len(items)} answers are {RIGHT if right[0] else WRONG} ({facts['not_found']} without an answer): "
-            "there is nothing to contrast. Take harder, easier or more items."
+            f"All {len(right) or empty} answers are {which} ({facts['not_found']} without an answer{beside}): there is "
+            "nothing to contrast. Take harder, easier or more items."
         )
-    answered = with_responses(items, [o.text for o in outputs], [RIGHT if r else WRONG for r in right])
-    return answered, facts
+    if empty:
+        warn_caller(
+            f"{empty} of {len(items)} answers are empty and left out: the model ended at once. If they are many, the "
+            "prompt's form may be wrong (template, chat).",
+            AnsweringWarning,
+        )
+    texts = [output.text for _, output, _ in kept]
+    return with_responses([item for item, _, _ in kept], texts, [RIGHT if r else WRONG for r in right]), facts
 
 
 def prompts_of(model: HookedModel, items: Sequence[Item]) -> Corpus:
@@ -140,8 +159,14 @@ def answer_missing(
         done(len(outputs.found) - before)
 
 
-def gold_answers(items: Sequence[Item], read: Extractor) -> list[str]:
-    """The right answers in normal form; `DataError` for no items, or one without."""
+def gold_answers(items: Sequence[Item], read: str | Extractor) -> list[str]:
+    """The right answers in normal form, by an extractor or its name. Cheap: to be asked before anything is generated.
+
+    Raises:
+        DataError: no items, or one without a right answer that the extractor reads.
+        UnknownNameError: no such extractor.
+    """
+    read = named(read) if isinstance(read, str) else read
     if not items:
         raise DataError("There are no items to answer.")
     gold = []
@@ -170,10 +195,31 @@ def check_found(outputs: Sequence[Output], read: Extractor) -> None:
     )
 
 
-def facts_of(model: HookedModel, items: Sequence[Item]) -> dict[str, Any]:
-    """What tells answers from others' beside how they were made. A name is not among it: paths have several."""
+def check_apart(steered: Sequence[Item], made_of: Sequence[Item]) -> None:
+    """Refuse to steer items that the direction is made of: such a direction knows their answers.
+
+    Prompts are compared as the model reads them, but for white space; the same question in two templates is not seen.
+
+    Raises:
+        DataError: some prompts are in both.
+    """
+    known = {" ".join(item.prompt.split()) for item in made_of}
+    shared = sum(" ".join(item.prompt.split()) in known for item in steered)
+    if shared:
+        raise DataError(
+            f"{shared} of the {len(steered)} steered items are among those that the direction is made of, and it would "
+            "know their answers. Take other items for one of the two: with `skip` and one shuffle_seed, or another "
+            "`split`."
+        )
+
+
+def facts_of(model: HookedModel, items: Sequence[Item], batch_items: int) -> dict[str, Any]:
+    """What tells answers from others' beside how they were made. A name is not among it: paths have several. The batch
+    is where its rounding may change answers, in a model of 16 bits."""
     prompts = json.dumps([item.prompt for item in items]).encode()
+    coarse = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in model.parameters())
     return {
+        **({BATCH: batch_items} if coarse else {}),
         "model_fingerprint": model_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
         "items": hashlib.sha256(prompts).hexdigest()[:16],

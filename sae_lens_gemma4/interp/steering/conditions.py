@@ -42,7 +42,8 @@ class SteeringSettings:
         positions: "all", the prompt's included, or "generated": only positions from which a new token is predicted, the
             prompt's last one and all after it.
         max_new_tokens: tokens an answer has at most.
-        batch_items: items a batch, padded on the left.
+        batch_items: items a batch, padded on the left. With weights of 16 bits it may change answers, and a run goes on
+            with the same only; in float32 it is free.
         stop: texts that end an answer, beside the model's own end tokens; not part of it.
         seed: of the random directions.
 

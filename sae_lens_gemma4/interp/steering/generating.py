@@ -2,7 +2,8 @@
 
 Prompts of a batch are padded on the left and masked. In float32 the answers are those that each prompt gets alone; in
 bfloat16 the rounding of a batch differs from that of a single prompt, and a near tie between two tokens may go the
-other way. Batches are therefore the same for every condition, so that two conditions do not differ in that.
+other way. Batches are therefore the same for every condition, so that two conditions do not differ in that, and a run
+in 16 bits goes on with the same batches only (`outputs`).
 
 In a model whose later layers attend to the keys and values of earlier ones (Gemma 4 E2B and E4B), what is added to the
 prompt after the last layer with its own never reaches an answer: there "all" and "generated" are the same.
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae_lens_gemma4.errors import ModelError
+from sae_lens_gemma4.errors import ConfigError, ModelError
 from sae_lens_gemma4.interp.steering.conditions import Positions
 from sae_lens_gemma4.models.interface import HookedModel
 
@@ -68,17 +69,20 @@ def generate_batch(
 
     Args:
         prompts: token ids with BOS, of any lengths.
-        stop: texts that end an answer beside the end tokens of the model's generation config.
+        stop: texts that end an answer beside the end tokens of the model's generation config. A special token, which
+            is in no text, ends it as a token.
         hook: the hook's name in `model`, and what is done there at every step.
 
     Raises:
         ModelError: a model without a tokenizer, or not of this package.
+        ConfigError: a stop text that holds a special token and more.
     """
     hf_model, generate = _generator(model)
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         raise ModelError("The model has no tokenizer, and answers cannot be read without one.")
-    ends = _end_tokens(hf_model, tokenizer)
+    special, stop = _split_stops(tokenizer, stop)
+    ends = _end_tokens(hf_model, tokenizer) | special
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     longest = max(map(len, prompts))
     device = next(model.parameters()).device
@@ -113,6 +117,24 @@ def _output(ids: list[int], tokenizer: Any, ends: set[int], stop: Sequence[str])
     text = tokenizer.decode(ids[:length], skip_special_tokens=True)
     at = min((place for s in stop if (place := text.find(s)) >= 0), default=len(text))
     return Output(text[:at], length, False)
+
+
+def _split_stops(tokenizer: Any, stop: Sequence[str]) -> tuple[set[int], list[str]]:
+    """Stop texts that are special tokens, and the others."""
+    special, texts = set(), []
+    for text in stop:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        hidden = [i for i in ids if tokenizer.decode([i], skip_special_tokens=True) != tokenizer.decode([i])]
+        if hidden and len(ids) > 1:
+            raise ConfigError(
+                f"The stop text {text!r} holds the special token {tokenizer.decode(hidden[:1])!r} and more, and texts "
+                "are read without special tokens: give the token alone, or the text without it."
+            )
+        if hidden:
+            special.add(int(ids[0]))
+        else:
+            texts.append(text)
+    return special, texts
 
 
 def _end_tokens(hf_model: Any, tokenizer: Any) -> set[int]:

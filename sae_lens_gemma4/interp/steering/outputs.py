@@ -2,7 +2,8 @@
 
 Generation is the whole cost of a steering run, so what is there is never made again: a run that was killed goes on
 after the last whole batch, and a line that it broke off in is dropped. Texts are kept and not verdicts, so that another
-extractor reads the same answers anew.
+extractor reads the same answers anew. The direction and the norm that were added are kept with them: made anew on
+another machine they may differ in the last digits, and with them the answers.
 """
 
 from __future__ import annotations
@@ -13,19 +14,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
 from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.evaluation.result import write_json
 from sae_lens_gemma4.interp.firings import differing, read_facts
 from sae_lens_gemma4.interp.steering.generating import Output
 
-FACTS, NORM, LINES = "steering.json", "norm.json", "outputs.jsonl"
+FACTS, NORM, VECTOR, LINES = "steering.json", "norm.json", "vector.safetensors", "outputs.jsonl"
+BATCH = "batch_items"
 
 
 class Outputs:
     """The answers in a folder.
 
     Args:
-        facts: what makes them these; a folder that was begun with others is refused.
+        facts: what makes them these; a folder that was begun with others is refused. `batch_items` is among them where
+            it has a say.
 
     Attributes:
         found: answers by condition's name and item's number.
@@ -44,7 +51,7 @@ class Outputs:
         there = self.folder / FACTS
         plain = json.loads(json.dumps(facts))
         if there.is_file():
-            differing(self.folder, read_facts(there), plain)
+            self._check(read_facts(there), plain)
         elif (self.folder / LINES).exists():
             raise DataError(f"{self.folder} holds {LINES} without {FACTS}: it is not known what run they are of.")
         else:
@@ -63,6 +70,31 @@ class Outputs:
 
     def keep_norm(self, mean: float, n_tokens: int) -> None:
         write_json({"mean": mean, "n_tokens": n_tokens}, self.folder / NORM)
+
+    def vector(self) -> torch.Tensor | None:
+        """The direction that was added before, float32 `[d]`.
+
+        Raises:
+            DataError: it cannot be read, or there are answers without it.
+        """
+        path = self.folder / VECTOR
+        if not path.exists():
+            if self.found:
+                raise DataError(f"{self.folder} holds answers without {VECTOR}. Remove the folder and begin again.")
+            return None
+        try:
+            return load_file(path)["vector"]
+        except (OSError, SafetensorError, KeyError) as e:
+            raise DataError(f"{path} cannot be read: {e}. Remove the folder and begin again.") from e
+
+    def keep_vector(self, direction_d: torch.Tensor) -> None:
+        path = self.folder / VECTOR
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_bytes(save({"vector": direction_d.contiguous()}))
+            partial.replace(path)
+        except OSError as e:
+            raise ConfigError(f"{path} cannot be written: {e.strerror}.") from e
 
     def add(self, condition: str, outputs: Mapping[int, Output]) -> None:
         """Write a batch's answers by item; those that are there already stay as they are.
@@ -87,6 +119,15 @@ class Outputs:
             raise ConfigError(f"{path} cannot be written: {e.strerror}.") from e
         self._end += len(lines)
         self.found.update({(condition, item): output for item, output in new.items()})
+
+    def _check(self, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        differing(self.folder, *({k: v for k, v in facts.items() if k != BATCH} for facts in (there, ours)))
+        if there.get(BATCH) != ours.get(BATCH):
+            raise ConfigError(
+                f"{self.folder} was begun with {BATCH} {there.get(BATCH)}, not {ours.get(BATCH)}. In 16 bits the "
+                "rounding of a batch decides near ties between tokens, so answers made in other batches are not "
+                f"comparable. Go on with {there.get(BATCH)}, or take another folder."
+            )
 
     def _read(self) -> int:
         """Read the whole lines; return where they end."""

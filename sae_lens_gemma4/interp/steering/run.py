@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_gemma4.activations.corpus import Corpus
+from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.interp.items import Item
 from sae_lens_gemma4.interp.statistics import Share, share
 from sae_lens_gemma4.interp.steering.answering import (
@@ -33,11 +34,20 @@ from sae_lens_gemma4.interp.steering.extractors import Extractor
 from sae_lens_gemma4.interp.steering.extractors import extractor as named
 from sae_lens_gemma4.interp.steering.generating import adding
 from sae_lens_gemma4.interp.steering.outputs import Outputs
-from sae_lens_gemma4.interp.steering.vectors import Norm, SteeringVector, check_vector, mean_norm, random_direction
+from sae_lens_gemma4.interp.steering.vectors import (
+    Norm,
+    SteeringVector,
+    check_vector,
+    mean_norm,
+    random_direction,
+    vector_hash,
+)
 from sae_lens_gemma4.interp.steering.verdict import Verdict, verdict
 from sae_lens_gemma4.models.interface import HookedModel, model_name
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 600
+ROUNDING = 0.999
+"""Cosine from which on a direction that was made anew is the kept one."""
 
 
 class Answers(NamedTuple):
@@ -115,12 +125,14 @@ def steer(
     Args:
         model: a `Gemma4ProxyLM` or `Gemma4Bridge`, with its tokenizer.
         items: prompts as the model reads them, with right answers.
-        folder: where outputs are kept; another extractor can read the same ones again at no cost.
+        folder: where outputs are kept; another extractor can read the same ones again at no cost. The vector is kept
+            there too, and that one is added from then on: made anew, its last digits may be others.
         extractor: how answers are found: a name, `regex:<pattern>`, or an extractor.
 
     Raises:
         DataError: an item without a right answer; no answer found in any output of the baseline.
-        ConfigError: the folder holds another run, or a hook that cannot be steered.
+        ConfigError: the folder holds another run (also one with another vector, or in 16 bits other batches), or a
+            hook that cannot be steered.
         ModelError: a model of another width or class.
         UnknownNameError: no such extractor or hook.
     """
@@ -130,15 +142,14 @@ def steer(
     corpus = prompts_of(model, items)
     kept = _facts(model, items, vector, settings)
     outputs = Outputs(folder, kept)
-    facts = {"model": model_name(model), **kept}
+    kept_d = _kept_direction(outputs, vector)
+    facts = {"model": model_name(model), **kept, "vector": vector_hash(vector.hook_name, kept_d)}
     norm = _norm(outputs, model, corpus, hook_name, settings.batch_items)
     conditions = plan(settings)
     total = len(conditions) * len(items)
     with tqdm(total=total, initial=len(outputs.found), desc="Answering", unit="item", disable=not progress) as bar:
         for condition in conditions:
-            direction_d = vector.direction_d
-            if condition.seed is not None:
-                direction_d = random_direction(len(direction_d), condition.seed)
+            direction_d = kept_d if condition.seed is None else random_direction(len(kept_d), condition.seed)
             delta_d = direction_d * (condition.scale * norm.mean)
             answer_missing(
                 model,
@@ -207,14 +218,29 @@ def _samples(
 def _facts(
     model: HookedModel, items: Sequence[Item], vector: SteeringVector, settings: SteeringSettings
 ) -> dict[str, Any]:
-    """What tells this run from others. The batch's size is not among it: a run may go on with a smaller one."""
+    """What tells this run from others, the vector apart (`_kept_direction`)."""
     return {
-        **facts_of(model, items),
-        "vector": vector.hash,
+        **facts_of(model, items, settings.batch_items),
         "hook": vector.hook_name,
         "origin": vector.origin,
         "settings": {k: v for k, v in asdict(settings).items() if k != "batch_items"},
     }
+
+
+def _kept_direction(outputs: Outputs, vector: SteeringVector) -> torch.Tensor:
+    """The direction that the folder was begun with, which the given one must be but for rounding."""
+    kept_d = outputs.vector()
+    if kept_d is None:
+        outputs.keep_vector(vector.direction_d)
+        return vector.direction_d
+    same_width = kept_d.shape == vector.direction_d.shape
+    cosine = float(kept_d.double() @ vector.direction_d.double()) if same_width else 0.0
+    if cosine < ROUNDING:
+        raise ConfigError(
+            f"{outputs.folder} was begun with another vector than {vector.origin} (cosine {cosine:.4f}). Go on with "
+            "the same one, or take another folder."
+        )
+    return kept_d
 
 
 def _norm(outputs: Outputs, model: HookedModel, corpus: Corpus, hook_name: str, batch_blocks: int) -> Norm:

@@ -79,10 +79,14 @@ class SteeringVector:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of hook and direction."""
-        digest = hashlib.sha256(self.hook_name.encode())
-        digest.update(self.direction_d.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return vector_hash(self.hook_name, self.direction_d)
+
+
+def vector_hash(hook_name: str, direction_d: torch.Tensor) -> str:
+    """First 16 hex digits of the SHA-256 of hook and direction."""
+    digest = hashlib.sha256(hook_name.encode())
+    digest.update(direction_d.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def from_contrast(
@@ -140,29 +144,42 @@ def from_file(path: str | Path, hook_name: str, tensor: str | None = None) -> St
     return SteeringVector(found, hook_name, f"the file {path.name}")
 
 
+def check_hook(model: HookedModel, hook_name: str) -> str:
+    """The name by which `model` knows a hook that can be steered; cheap, nothing is run.
+
+    Raises:
+        ModelError: not a model of this package.
+        ConfigError: a hook that is not as wide as the residual stream.
+        UnknownNameError: the model has no such hook.
+    """
+    _geometry(model)
+    name = require_hook(model, hook_name)
+    hook = hook_of(name)
+    if hook is None or hook.shape != RESID:
+        raise ConfigError(f"{hook_name} is not a hook of the residual stream's width, as hook_resid_post is.")
+    return name
+
+
 def check_vector(vector: SteeringVector, model: HookedModel) -> str:
     """The name by which `model` knows the vector's hook.
 
     Raises:
-        ModelError: not a model of this package, or of another width than the vector.
-        ConfigError: a hook that is not as wide as the residual stream.
-        UnknownNameError: the model has no such hook.
+        ModelError: a model of another width than the vector; else as `check_hook`.
     """
-    geometry = getattr(model, "geometry", None)
-    if not isinstance(geometry, Geometry):
-        raise ModelError(
-            f"Steering needs a Gemma4ProxyLM or a Gemma4Bridge, not a {type(model).__name__}: see load_model."
-        )
-    name = require_hook(model, vector.hook_name)
-    hook = hook_of(name)
-    if hook is None or hook.shape != RESID:
-        raise ConfigError(f"{vector.hook_name} is not a hook of the residual stream's width, as hook_resid_post is.")
-    if len(vector.direction_d) != geometry.d_model:
+    name, width = check_hook(model, vector.hook_name), _geometry(model).d_model
+    if len(vector.direction_d) != width:
         raise ModelError(
             f"The steering vector ({vector.origin}) has {len(vector.direction_d):,} dimensions and the model "
-            f"{geometry.d_model:,}: it was made for another model."
+            f"{width:,}: it was made for another model."
         )
     return name
+
+
+def _geometry(model: Any) -> Geometry:
+    geometry = getattr(model, "geometry", None)
+    if isinstance(geometry, Geometry):
+        return geometry
+    raise ModelError(f"Steering needs a Gemma4ProxyLM or a Gemma4Bridge, not a {type(model).__name__}: see load_model.")
 
 
 def random_direction(d: int, seed: int) -> torch.Tensor:

@@ -1,60 +1,44 @@
-"""What a steering run shows: an effect of the direction, of the push's length alone, or none.
+"""What a steering run shows: an effect of the direction, of the push's length alone, or none, by the rule `RULE`.
 
-The rule, at level α = .05, all tests paired by item and two-sided:
-
-1. **Direction effect**: at some scale, all three, each at level α:
-   a. adding and subtracting the vector differ (McNemar's exact test, Holm over scales);
-   b. the better of the two beats the mean of random directions of the same length, or the worse falls behind it, item
-      by item (`permuting.against`, Holm over the two);
-   c. half the difference between adding and subtracting lies beyond the spread of the random directions' accuracies (t
-      with one degree of freedom fewer than there are random directions, Holm over scales).
-2. Else **magnitude effect**: at some scale, all directions together differ from the baseline (`permuting.against`), or
-   accuracy has a trend over the length of the push, the baseline's being 0 (`permuting.trend`). Holm over all of these.
-3. Else **none**, with the smallest effect that so many items could have shown.
-
-c is there because any direction does a little of something. On the tiny model of the tests, in which every direction
-moves the answers, a and b alone call most random vectors a direction effect. It needs two random directions
-or more, and eight or so to be of use: with two, t must be beyond 12.7, with eight beyond 2.4.
+c is in it because any direction does a little of something. On the tiny model of the tests, in which every direction
+moves the answers, a and b alone call most random vectors a direction effect. It needs two random directions or more,
+and eight or so to be of use: with two, t must be beyond 12.7, with eight beyond 2.4. e is in it for the same reason:
+directions that each do something have a mean that is not zero, which is no effect of their length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student_t
 
 from sae_lens_gemma4.errors import ConfigError
-from sae_lens_gemma4.interp.statistics import mcnemar
+from sae_lens_gemma4.interp.steering import comparisons as tests
+from sae_lens_gemma4.interp.steering import wording
+from sae_lens_gemma4.interp.steering.comparisons import FEWEST_DIRECTIONS, Comparison, Stacks, Tests
 from sae_lens_gemma4.interp.steering.conditions import Condition, percent
 from sae_lens_gemma4.interp.steering.effects import Bools, checked
-from sae_lens_gemma4.interp.steering.permuting import Detectable, against, detectable, holm, trend
+from sae_lens_gemma4.interp.steering.permuting import Detectable, detectable
+from sae_lens_gemma4.interp.steering.wording import Sign
 
 VerdictKind = Literal["direction effect", "magnitude effect", "none"]
-_TESTS = ("opposite", "controls", "spread", "magnitude")
 
-
-class Comparison(NamedTuple):
-    """One test.
-
-    Attributes:
-        name: what is compared, "first against second".
-        scale: the length of the push; None for the trend, which is over all.
-        difference: of accuracies, first − second; of the trend, accuracy a unit of scale.
-        p_value, adjusted: before and after Holm's correction.
-        rank: of a comparison with random directions, the share of these that are on the vector's side of their mean and
-            as far out; else None.
-    """
-
-    name: str
-    scale: float | None
-    difference: float
-    p_value: float
-    adjusted: float
-    rank: float | None = None
+RULE = (
+    "A direction effect asks for three things at one scale: (a) adding and subtracting the vector differ (McNemar’s "
+    "exact test); (b) the better of the two beats the mean of random directions of the same length, or the worse falls "
+    "behind it, item by item (sign flips over items); (c) half the difference between adding and subtracting lies "
+    "beyond the spread of the random directions’ accuracies (t). Else a magnitude effect asks for two things, both at "
+    "one scale or both of the trend over scales: (d) all pushes together differ from the baseline (sign flips over "
+    "items), and (e) they do so the same way where directions count as drawn as well as items (Clark’s min F′; three "
+    "directions or more, the vector both ways being one). Else none. All tests are two-sided at the level {alpha:g}; "
+    "p-values are corrected by Holm’s method, those of b over the two signs, the others over scales."
+)
+_TESTS = ("opposite", "controls", "spread", "magnitude", "directions", "alone")
+_HARDLY = 2
+"""Answers to gain or lose: with as few, nothing can be seen on that side."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +46,28 @@ class Verdict:
     """What a run shows, and every test behind it.
 
     Attributes:
-        sign: "helps" or "hurts": of a direction effect, what adding does against subtracting; of a magnitude effect,
-            what any push does; None of none.
+        sign: of a direction effect, what adding does against the baseline at the clearest scale; "subtracting helps" or
+            "subtracting hurts" where that alone differs from it, None where neither does. Of a magnitude effect, what
+            pushes do on average. None of none.
         words: the verdict in a sentence or two.
-        opposite: adding against subtracting, by scale.
-        controls: each of the two against random directions, by scale.
-        spread: half of adding against subtracting, beside the spread of random directions, by scale.
-        magnitude: all directions against the baseline by scale, and the trend last.
-        detectable: what the first kind of test could have shown; of the comparison with the baseline where no scale was
-            run both ways.
+        opposite: adding against subtracting, by scale (a of the rule).
+        controls: each of the two against random directions, by scale (b).
+        spread: half of adding against subtracting, beside the spread of random directions, by scale (c).
+        magnitude: all pushes against the baseline by scale, and the trend last where there are several (d).
+        directions: the same, directions drawn as well as items (e).
+        alone: adding and subtracting against the baseline, by scale, corrected over the two; decides the sign alone.
+        detectable: what a could have shown; of the comparison with the baseline where no scale was run both ways.
     """
 
     kind: VerdictKind
-    sign: Literal["helps", "hurts"] | None
+    sign: Sign | None
     words: str
     opposite: tuple[Comparison, ...]
     controls: tuple[Comparison, ...]
     spread: tuple[Comparison, ...]
     magnitude: tuple[Comparison, ...]
+    directions: tuple[Comparison, ...]
+    alone: tuple[Comparison, ...]
     detectable: Detectable
     notes: tuple[str, ...]
     alpha: float
@@ -87,12 +75,13 @@ class Verdict:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        tests = {name: [c._asdict() for c in getattr(self, name)] for name in _TESTS}
+        found = {name: [c._asdict() for c in getattr(self, name)] for name in _TESTS}
         return {
             "verdict": self.kind,
             "sign": self.sign,
             "words": self.words,
-            **tests,
+            "rule": RULE.format(alpha=self.alpha),
+            **found,
             "detectable": self.detectable._asdict(),
             "notes": list(self.notes),
             "alpha": self.alpha,
@@ -116,143 +105,95 @@ def verdict(
         )
     before_n, others = checked(outcomes)
     scales = sorted({abs(c.scale) for c in others})
-    arrays: dict[tuple[str, float], list[Bools]] = {}
-    for condition, right_n in others.items():
-        arrays.setdefault((condition.kind, abs(condition.scale)), []).append(right_n)
-    by_kind = {key: np.stack(found, axis=1) for key, found in arrays.items()}
-    opposite = _opposite(by_kind, scales)
-    controls = [c for o in opposite for c in _controls(by_kind, o.scale or 0.0)]
-    spread = _spread(by_kind, opposite)
-    magnitude = _magnitude(others, before_n, scales, permutations, seed)
-    notes = _notes(by_kind, scales, opposite)
-    passed = [o for o in opposite if o.adjusted <= alpha and _beaten(o, controls, spread, alpha)]
+    by_kind = tests.stacked(others)
+    opposite = tests.opposite(by_kind, scales)
+    made = Tests(
+        opposite,
+        [c for o in opposite for c in tests.controls(by_kind, o.scale or 0.0)],
+        tests.spread(by_kind, opposite),
+        tests.magnitude(others, before_n, scales, permutations, seed),
+        tests.directions(others, before_n, scales),
+        [c for scale in scales for c in tests.alone(by_kind, scale, before_n)],
+    )
+    notes = _notes(by_kind, scales, made, before_n)
+    passed = [o for o in opposite if o.adjusted <= alpha and _beaten(o, made, alpha)]
+    pushed = _both(made, alpha)
     able = _able(by_kind, before_n, others, opposite, alpha)
+    not_direction = None if passed else wording.not_direction(by_kind, made, alpha)
     kind: VerdictKind
+    sign: Sign | None
     if passed:
         best = min(passed, key=lambda o: o.p_value)
-        kind, sign = "direction effect", _sign(best.difference)
-        if len({_sign(o.difference) for o in passed}) > 1:
-            notes.append("The direction's effect changes sign over scales; the sign given is that of the clearest one.")
-        words = (
-            f"Direction effect: at {percent(best.scale or 0)} of the mean norm, adding the vector gives "
-            f"{100 * abs(best.difference):.1f} points {'more' if sign == 'helps' else 'fewer'} right answers than "
-            f"subtracting it (p = {best.adjusted:.2g}), and random directions of that length do not do so."
-        )
-    elif (clear := min(magnitude, key=lambda c: c.adjusted)).adjusted <= alpha:
-        kind, sign = "magnitude effect", _sign(clear.difference)
-        where = "over the length of the push" if clear.scale is None else f"at {percent(clear.scale)} of the mean norm"
-        words = (
-            f"Magnitude effect: accuracy {'rises' if sign == 'helps' else 'falls'} {where} whatever the direction "
-            f"(p = {clear.adjusted:.2g}); no effect of this direction is established."
-        )
+        kind, (sign, words) = "direction effect", wording.direction(best, made, alpha)
+        if len({o.difference > 0 for o in passed}) > 1:
+            notes.append("Which of adding and subtracting does better changes over scales; the clearest one is told.")
+    elif pushed:
+        kind, (sign, words) = "magnitude effect", wording.magnitude(*pushed)
+        notes += [f"No direction effect: {not_direction}."] if not_direction else []
     else:
         kind, sign = "none", None
-        found = (
-            "no change of accuracy at all" if able.change is None else f"a change under {100 * able.change:.0f} points"
-        )
+        missed = [why for why in (not_direction, wording.not_magnitude(made, alpha)) if why]
         words = (
-            f"None: {able.n} items with {able.discordant} answers that differ would not have shown {found} "
-            f"with {100 * able.power:.0f} % probability."
+            "None: " + "".join(f"{why[0].upper()}{why[1:]}. " for why in missed) + wording.power(able, bool(opposite))
         )
     return Verdict(
-        kind,
-        sign,
-        words,
-        tuple(opposite),
-        tuple(controls),
-        tuple(spread),
-        tuple(magnitude),
-        able,
-        tuple(notes),
-        alpha,
-        permutations,
-        seed,
+        kind=kind,
+        sign=sign,
+        words=words,
+        opposite=tuple(made.opposite),
+        controls=tuple(made.controls),
+        spread=tuple(made.spread),
+        magnitude=tuple(made.magnitude),
+        directions=tuple(made.directions),
+        alone=tuple(made.alone),
+        detectable=able,
+        notes=tuple(notes),
+        alpha=alpha,
+        permutations=permutations,
+        seed=seed,
     )
 
 
-Stacks = Mapping[tuple[str, float], Bools]
-
-
-def _adjusted(tests: list[Comparison]) -> list[Comparison]:
-    return [t._replace(adjusted=p) for t, p in zip(tests, holm([t.p_value for t in tests]), strict=True)]
-
-
-def _opposite(by_kind: Stacks, scales: list[float]) -> list[Comparison]:
-    tests = []
-    for scale in scales:
-        if ("positive", scale) in by_kind and ("negative", scale) in by_kind:
-            plus_n, minus_n = by_kind["positive", scale][:, 0], by_kind["negative", scale][:, 0]
-            change = mcnemar(int((plus_n & ~minus_n).sum()), int((minus_n & ~plus_n).sum()), len(plus_n))
-            tests.append(Comparison("+ against −", scale, change.change, change.p_value, 1.0))
-    return _adjusted(tests)
-
-
-def _controls(by_kind: Stacks, scale: float) -> list[Comparison]:
-    """Both signs of the vector against the random directions at a scale; none without these."""
-    random_nk = by_kind.get(("random", scale))
-    if random_nk is None:
-        return []
-    tests, accuracy_k = [], random_nk.mean(axis=0)
-    for sign, kind in (("+", "positive"), ("−", "negative")):
-        mine_n = by_kind[kind, scale][:, 0]
-        difference = float(mine_n.mean() - random_nk.mean())
-        further_k = (accuracy_k - mine_n.mean()) * (1 if difference >= 0 else -1)
-        rank = float((further_k >= -1e-12).mean())
-        tests.append(Comparison(f"{sign} against random", scale, difference, against(mine_n, random_nk), 1.0, rank))
-    return _adjusted(tests)
-
-
-def _spread(by_kind: Stacks, opposite: list[Comparison]) -> list[Comparison]:
-    """A random direction adds some e to the mean accuracy and its opposite takes it away; so half of + against − is the
-    vector's e, and the random ones' scatter is that of theirs (and of the items drawn, which makes it wider)."""
-    tests = []
-    for test in opposite:
-        random_nk = by_kind.get(("random", test.scale or 0.0))
-        if random_nk is not None and random_nk.shape[1] > 1:
-            n, k = random_nk.shape
-            deviation = max(float(random_nk.mean(axis=0).std(ddof=1)), 1 / n)  # one item is the least there is
-            p = 2 * float(student_t.sf(abs(test.difference) / 2 / deviation, k - 1))
-            tests.append(Comparison("half of + against − beyond random", test.scale, test.difference / 2, p, 1.0))
-    return _adjusted(tests)
-
-
-def _beaten(opposite: Comparison, controls: list[Comparison], spread: list[Comparison], alpha: float) -> bool:
+def _beaten(opposite: Comparison, made: Tests, alpha: float) -> bool:
     """Whether at this scale the vector is no random direction: b and c of the rule."""
-    if not any(s.scale == opposite.scale and s.adjusted <= alpha for s in spread):
+    if not any(s.scale == opposite.scale and s.adjusted <= alpha for s in made.spread):
         return False
     expected = {"+ against random": opposite.difference, "− against random": -opposite.difference}
     return any(
-        c.scale == opposite.scale and c.adjusted <= alpha and c.difference * expected[c.name] > 0 for c in controls
+        c.scale == opposite.scale and c.adjusted <= alpha and c.difference * expected[c.name] > 0 for c in made.controls
     )
 
 
-def _magnitude(
-    others: Mapping[Condition, Bools], before_n: Bools, scales: list[float], permutations: int, seed: int
-) -> list[Comparison]:
-    tests = []
-    for scale in scales:
-        pushed_nk = np.stack([a for c, a in others.items() if abs(c.scale) == scale], axis=1)
-        difference = float(pushed_nk.mean() - before_n.mean())
-        tests.append(Comparison("any direction against baseline", scale, difference, against(before_n, pushed_nk), 1.0))
-    right_nc = np.stack([before_n, *others.values()], axis=1)
-    dose_c = np.array([0.0, *(abs(c.scale) for c in others)])
-    slope, p = trend(right_nc, dose_c, permutations, seed)
-    return _adjusted([*tests, Comparison("trend over scale", None, slope, p, 1.0)])
+def _both(made: Tests, alpha: float) -> tuple[Comparison, float] | None:
+    """The clearest that passes d and e of the rule, as e has it, and the greater p of the two."""
+    by_scale = {c.scale: c for c in made.magnitude}
+    found = [
+        (c, max(c.adjusted, by_scale[c.scale].adjusted))
+        for c in made.directions
+        if c.difference * by_scale[c.scale].difference > 0
+    ]
+    return min((f for f in found if f[1] <= alpha), key=lambda f: f[1], default=None)
 
 
-def _notes(by_kind: Stacks, scales: list[float], opposite: list[Comparison]) -> list[str]:
+def _notes(by_kind: Stacks, scales: list[float], made: Tests, before_n: Bools) -> list[str]:
     notes = []
-    one_way = [s for s in scales if s not in [o.scale for o in opposite]]
+    right, n = int(before_n.sum()), len(before_n)
+    for room, edge, what in ((n - right, "Ceiling", "gained"), (right, "Floor", "lost")):
+        if room <= _HARDLY:
+            notes.append(f"{edge}: the baseline is right about {right} of {n} items; hardly an answer can be {what}.")
+    one_way = [s for s in scales if s not in [o.scale for o in made.opposite]]
     if one_way:
         listed = ", ".join(map(percent, one_way))
         notes.append(f"At {listed} the vector was not run both ways, so nothing can be said of its direction there.")
     randoms = {s: by_kind["random", s].shape[1] if ("random", s) in by_kind else 0 for s in scales}
     if not any(randoms.values()):
         notes.append("A direction effect is not established: no random control.")
-        return notes
-    for few, what in ((0, "no random control"), (1, "a single random direction has no spread, take eight or so")):
-        if bare := [o.scale for o in opposite if o.scale is not None and randoms[o.scale] == few]:
-            notes.append(f"A direction effect is not established at {', '.join(map(percent, bare))}: {what}.")
+    else:
+        for few, what in ((0, "no random control"), (1, "a single random direction has no spread, take eight or so")):
+            if bare := [o.scale for o in made.opposite if o.scale is not None and randoms[o.scale] == few]:
+                notes.append(f"A direction effect is not established at {', '.join(map(percent, bare))}: {what}.")
+    if not made.directions:
+        notes.append(f"A magnitude effect is not established: it takes {FEWEST_DIRECTIONS} directions of one length.")
     return notes
 
 
@@ -264,7 +205,3 @@ def _able(
     pairs = pairs or [(before_n, a) for a in others.values()]
     discordant = round(float(np.mean([(a != b).sum() for a, b in pairs])))
     return detectable(len(before_n), discordant, alpha / len(pairs))
-
-
-def _sign(difference: float) -> Literal["helps", "hurts"]:
-    return "helps" if difference > 0 else "hurts"

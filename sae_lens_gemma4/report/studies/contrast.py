@@ -19,9 +19,10 @@ KINDS = {"activations": ("dimension", "Activations"), "latents": ("latent", "Lat
 _CURSE = (
     "The largest of many effects are large in noise too, and what was chosen for being largest comes out smaller on "
     "other items. So the curve and the effects of single features are too large, and their intervals, of what was "
-    "chosen, do not take that out. The permuted groups went through the same choice; the split-half line is of "
-    "features chosen on one half of the items and measured on the other."
+    "chosen, do not take that out. The permuted groups went through the same choice."
 )
+_STATISTICS = {"mean": "the mean", "max": "the maximum", "last": "the last"}
+_COUNTED = {"all": "all tokens", "prompt": "the tokens of the prompt", "response": "the tokens of the response"}
 
 
 def page(document: Found) -> StudyPage:
@@ -32,12 +33,47 @@ def page(document: Found) -> StudyPage:
     return StudyPage(
         title="Contrast by layer",
         subject=f"{w.whole(items['n'], 'item')} of {items['source']}, {w.listed(sizes)}, in {named_model(document)}: "
-        f"the {items['statistic']} over the tokens of the {items['count']}.",
+        f"{_read(items)}.",
         summary=[sentence for kind in kinds for sentence in _sentences(document[kind], kind)]
         + [*(_length(document[kind]["length"], groups) for kind in kinds[:1]), *_answers(document["answers"])],
         sections=[_section(document[kind], kind) for kind in kinds],
         facts=[*provenance(document), *_saes(document.get("saes") or ()), *_settings(document, kinds)],
     )
+
+
+def _read(items: Found) -> str:
+    """What of each item was read."""
+    if items["count"] == "last":
+        return "at the last token of each"
+    statistic, counted = items["statistic"], items["count"]
+    of = "of" if statistic == "last" else "over"
+    return f"{_STATISTICS.get(statistic, statistic)} {of} {_COUNTED.get(counted, counted)}"
+
+
+def _limits(found: Found) -> str:
+    """What the split-half line is, and what a feature that separates the groups counts."""
+    said = (
+        "The split-half line is of features chosen on one half of the items and measured on the other, with Hedges’ "
+        "correction for few items. Choosing does not bias it, but half of the items choose worse than all do, so it is "
+        "rather too small for the features of the curve; the correction is exact for normal features alone. It takes "
+        f"{n.count(found['least_split'])} items in each group."
+    )
+    separate = sum(site["separate"] for site in found["sites"])
+    if not separate:
+        return said
+    return (
+        f"{said} {w.whole(separate, 'feature')} among the largest of the sites {'has' if separate == 1 else 'have'} a "
+        f"|d| of {found['most_d']:g} or more: {'it separates' if separate == 1 else 'they separate'} the groups, "
+        f"{'counts' if separate == 1 else 'count'} as {found['most_d']:g} and {'has' if separate == 1 else 'have'} no "
+        "interval."
+    )
+
+
+def _effect(feature: Found) -> str:
+    """d with its interval; of a feature that separates the groups the least that it can be."""
+    if feature["separates"]:
+        return f"{'≤' if feature['d'] < 0 else '≥'}{n.NBSP}{n.fixed(feature['d'], 0)}"
+    return w.with_interval(feature["d"], feature["interval"], n.fixed3)
 
 
 def _sentences(found: Found, kind: str) -> list[str]:
@@ -52,7 +88,9 @@ def _sentences(found: Found, kind: str) -> list[str]:
     else:
         halves = f"{n.percent(peak['share_of_halves'])} of random halves of the items peak there"
     split = (
-        "" if site["split_half"] is None else f", and {n.fixed3(site['split_half'])} on items they were not chosen on"
+        ""
+        if site["split_half"] is None
+        else f", and {n.fixed3(site['split_half'])} where half of the items choose and the other half measure"
     )
     return [
         f"The mean of the {n.count(top)} largest |d| over {one}s is largest at {place(site['hook_name'])}, "
@@ -106,9 +144,7 @@ def _section(found: Found, kind: str) -> Section:
         )
     ]
     if peak["top"]:
-        text = "; ".join(
-            f"{_feature(one, f)} {w.with_interval(f['d'], f['interval'], n.fixed3)}" for f in peak["top"][:3]
-        )
+        text = "; ".join(f"{_feature(one, f)} {_effect(f)}" for f in peak["top"][:3])
         panels.append(
             Panel(
                 f"features-{kind}",
@@ -119,7 +155,7 @@ def _section(found: Found, kind: str) -> Section:
         )
     return Section(
         name,
-        text=[_CURSE],
+        text=[_CURSE, _limits(found)],
         panels=panels,
         tables=[_features_table(peak, found, one), _sites_table(found, one)],
     )
@@ -164,7 +200,7 @@ def _features(top: Sequence[Found], one: str, level: float) -> Figure:
             _feature(one, feature),
             feature["d"],
             feature["interval"],
-            f"{_feature(one, feature)}: d = {w.with_interval(feature['d'], feature['interval'], n.fixed3)}, "
+            f"{_feature(one, feature)}: d {_effect(feature) if feature['separates'] else f'= {_effect(feature)}'}, "
             f"family-wise {w.p_value(feature['p_value'])}",
             feature["p_value"] > level,
         )
@@ -178,7 +214,9 @@ def _features_table(site: Found, found: Found, one: str) -> Table:
         (
             n.count(feature["feature"]),
             [
-                w.cell(feature["d"], n.fixed3, feature["interval"]),
+                w.text_cell(_effect(feature))
+                if feature["separates"]
+                else w.cell(feature["d"], n.fixed3, feature["interval"]),
                 w.cell(feature["p_value"], n.real),
                 w.cell(feature["active"], n.count),
                 w.cell(feature["length_r"], n.fixed3),

@@ -41,7 +41,10 @@ def _facts(label: Mapping[str, Any]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     tier = facts.get("confidence_tier")
     if label["confidence"] is not None:
-        found.append(("confidence", n.fixed3(label["confidence"]) + (f" ({tier})" if tier else "")))
+        floor = (
+            "" if facts.get("confidence_floor") is None else f", of a dealt label {n.fixed3(facts['confidence_floor'])}"
+        )
+        found.append(("confidence", n.fixed3(label["confidence"]) + (f" ({tier})" if tier else "") + floor))
     elif facts.get("confidence_reason"):
         found.append(("confidence", f"{n.NOT_DEFINED}: {facts['confidence_reason']}"))
     if "cv_validated" in facts:

@@ -11,7 +11,7 @@ from sae_lens_gemma4.report.studies import plots
 from sae_lens_gemma4.report.studies import writing as w
 from sae_lens_gemma4.report.studies.plots import Dot
 from sae_lens_gemma4.report.study import Panel, Section
-from sae_lens_gemma4.report.tables import Table
+from sae_lens_gemma4.report.tables import Cell, Table
 
 _READOUTS = {
     "probe": "probe",
@@ -21,7 +21,7 @@ _READOUTS = {
     "majority": "larger class always",
 }
 _COMPONENTS = {
-    "agreement": "agreement of the judges",
+    "agreement": "agreement of the labels",
     "held_out": "F1 on held-out contexts",
     "probe": "probe accuracy",
     "health": "health of the activations",
@@ -72,7 +72,7 @@ def probes(found: Found | None) -> list[Section]:
         cells = [w.mean_cell(means[name][key], n.percent) for key in ("accuracy", "balanced_accuracy")]
         cells.append(w.mean_cell(means[name]["auroc"]))
         difference = (differences.get(name) or {}).get("accuracy")
-        cells.append(w.mean_cell(difference, _signed_percent) if difference else w.text_cell("–"))
+        cells.append(w.mean_cell(difference, signed_percent) if difference else w.text_cell("–"))
         rows.append((_READOUTS[name], cells))
     settings = found["settings"]
     caption = (
@@ -89,46 +89,78 @@ def probes(found: Found | None) -> list[Section]:
     return [Section("Linear probes", words, [panel], [w.table("Linear probes", caption, heads, rows)])]
 
 
-def _signed_percent(value: float | None) -> str:
+def signed_percent(value: float | None) -> str:
     return n.signed(value, n.percent)
 
 
-def calibration_sentence(calibration: Found | None) -> str:
-    """The mean score, what became of the labels, and how far the one is from the other."""
+def confidence_sentence(scores: Found) -> str:
+    """The mean score, beside that of dealt labels."""
+    if not (mean := scores["mean"])["n"]:
+        reasons = w.reasons(str(one["reason"]) for one in scores["scores"].values())
+        return f"No label has a confidence ({reasons or 'there is no label'})."
+    said = f"The mean confidence of {w.whole(mean['n'], 'label')} is {w.mean(mean)}"
+    if (floor := scores["floor"]) is None:
+        return f"{said}; there is no floor to hold that against."
+    own = "" if floor["own"]["n"] == mean["n"] else f", where their own have {w.mean(floor['own'])}"
+    latents = w.whole(floor["mean"]["n"], "latent")
+    return (
+        f"{said}, against {w.mean(floor['mean'])} of labels dealt to other latents (on {latents}{own}; probe and "
+        f"health are the latent’s whatever its label says), of which {_tiers(floor['tiers'])} confidence."
+    )
+
+
+def calibration_sentence(calibration: Found | None, contexts: str) -> str:
+    """What became of labels with a score on further `contexts`, and how far the score is from a share."""
     if calibration is None or "none" in calibration:
         reason = (calibration or {}).get("none") or "it was not asked for"
         return f"What a confidence means was not measured: {reason.rstrip('.')}."
     score = calibration["score"]
     return (
-        f"The mean confidence is {n.fixed3(score['mean_score'])}, while of these labels {w.share(score['confirmed'])} "
-        f"are confirmed on contexts that neither labels nor scores have seen; the expected calibration error is "
-        f"{n.fixed3(score['error'])}, the rank correlation of confidence and F1 there is {_rank(score)}."
+        f"Of {w.whole(score['n'], 'label')} with a mean confidence of {n.fixed3(score['mean_score'])}, "
+        f"{w.share(score['confirmed'])} are confirmed on {contexts}; the expected calibration error is "
+        f"{_error(score)}, AUROC {n.fixed3(score['auroc'])}, the rank correlation of confidence and F1 there "
+        f"{_rank(score)}."
     )
 
 
+def _tiers(tiers: Found) -> str:
+    return w.listed(
+        [f"{n.count(count)} {'have' if i == 0 else 'a'} {tier}" for i, (tier, count) in enumerate(tiers.items())]
+    )
+
+
+def _error(found: Found) -> str:
+    return w.mean({"value": found["error"], "low": found["error_low"], "high": found["error_high"]})
+
+
 def _rank(found: Found) -> str:
-    if found["rank"] is None:
+    rank = found["rank"]
+    if rank is None:
         return f"not defined ({found['no_rank']})"
-    return f"{n.fixed3(found['rank']['rho'])} (Spearman, {w.p_value(found['rank']['p_value'])})"
+    return f"{w.mean(rank | {'value': rank['rho']})} (Spearman, {w.p_value(rank['p_value'])})"
 
 
-def confidence(scores: Found, calibration: Found | None) -> list[Section]:
+def confidence(scores: Found, calibration: Found | None, contexts: str) -> list[Section]:
     weights = scores["weights"]
-    parts = [f"{n.percent(weights[name])} {said} ({scores['definitions'][name]})" for name, said in _COMPONENTS.items()]
-    tiers = [f"{n.count(count)} {tier}" for tier, count in scores["tiers"].items()]
+    parts = [
+        f"{n.percent(weights[name])} {said} ({scores['definitions'][name]})"
+        for name, said in _COMPONENTS.items()
+        if weights[name]
+    ]
     missing = [one["reason"] for one in scores["scores"].values() if one["score"] is None and one["reason"]]
-    words = [f"The confidence is {w.listed(parts)}.", f"Labels by confidence: {w.listed(tiers)}."]
+    words = [f"The confidence is {w.listed(parts)}. It is no probability.", confidence_sentence(scores)]
     if missing:
         words.append(f"Labels without one, and why: {w.reasons(missing)}.")
+    words.append(calibration_sentence(calibration, contexts))
+    tiers = _tier_table(scores)
     if calibration is None or "none" in calibration:
-        return [Section("Confidence", text=[*words, calibration_sentence(calibration)])]
+        return [Section("Confidence", text=words, tables=[tiers])]
     score = calibration["score"]
-    words.append(calibration_sentence(calibration))
     if calibration["left_out"]:
         words.append(f"{w.whole(calibration['left_out'], 'label')} had no score or no test there.")
     caption = (
         "Each point is a bin of scores: the share of its labels confirmed on further contexts, with Wilson’s interval. "
-        "On the dotted line a confidence of .8 would mean that 80 % hold. "
+        "On the dotted line the share confirmed is the score. "
         + " ".join(
             f"From {b['low']:g} to {b['high']:g}: {w.share(b['confirmed'])}."
             for b in score["bins"]
@@ -136,7 +168,21 @@ def confidence(scores: Found, calibration: Found | None) -> list[Section]:
         )
     )
     panel = Panel("calibration", "What a confidence means", caption, _calibration(score["bins"]))
-    return [Section("Confidence", words, [panel], [_bins(score["bins"]), _components(calibration)])]
+    return [Section("Confidence", words, [panel], [tiers, _bins(score["bins"]), _components(calibration)])]
+
+
+def _tier_table(scores: Found) -> Table:
+    floor = scores["floor"]
+    rows: list[w.Row] = [("labels", [w.mean_cell(scores["mean"]), *_tier_cells(scores["tiers"])])]
+    if floor is not None:
+        rows.append(("dealt labels", [w.mean_cell(floor["mean"]), *_tier_cells(floor["tiers"])]))
+        rows.append(("difference, paired", [w.mean_cell(floor["difference"]), *[w.text_cell("–")] * 4]))
+    heads = ["Labels", "Mean confidence", "High", "Medium", "Low", "None"]
+    return w.table("Labels by confidence", "High from .8, medium from .5.", heads, rows)
+
+
+def _tier_cells(tiers: Found) -> list[Cell]:
+    return [w.cell(tiers.get(tier, 0), n.count) for tier in ("high", "medium", "low", "none")]
 
 
 def _bins(bins: Sequence[Found]) -> Table:
@@ -159,8 +205,10 @@ def _components(calibration: Found) -> Table:
             name,
             [
                 w.cell(part["mean_score"], n.fixed3),
-                w.cell(part["error"], n.fixed3),
-                w.text_cell(_rank_cell(part)),
+                w.cell(part["error"], n.fixed3, w.bounds({"low": part["error_low"], "high": part["error_high"]})),
+                w.cell(part["brier"], n.fixed3),
+                w.cell(part["auroc"], n.fixed3),
+                *_rank_cells(part),
                 w.cell(part["n"], n.count),
             ],
         )
@@ -168,16 +216,29 @@ def _components(calibration: Found) -> Table:
     ]
     caption = (
         "Each alone against the same confirmations. A component whose rank correlation with F1 on further contexts is "
-        "near 0 adds nothing but a number, whatever its weight."
+        "near 0 adds nothing but a number, whatever its weight. Intervals are bootstrap over labels; p-values of "
+        "components are corrected by Holm’s method. Brier score: the mean square of score less confirmed (1 or 0); of "
+        f"the share confirmed, said of every label, it is {n.fixed3(calibration['score']['brier_constant'])}. AUROC: "
+        "how often the confirmed one of two labels has the larger score."
     )
-    heads = ["Component", "Mean", "Calibration error", "Rank correlation with F1", "Labels"]
+    heads = [
+        "Component",
+        "Mean",
+        "Calibration error",
+        "Brier score",
+        "AUROC",
+        "Rank correlation with F1",
+        "p",
+        "Labels",
+    ]
     return w.table("The confidence and its components", caption, heads, rows)
 
 
-def _rank_cell(part: Found) -> str:
-    if part["rank"] is None:
-        return f"none: {part['no_rank']}"
-    return f"{n.fixed3(part['rank']['rho'])}, {w.p_value(part['rank']['p_value'])}"
+def _rank_cells(part: Found) -> list[Cell]:
+    rank = part["rank"]
+    if rank is None:
+        return [w.text_cell(f"none: {part['no_rank']}"), w.text_cell("–")]
+    return [w.cell(rank["rho"], n.fixed3, w.bounds(rank)), w.cell(rank["p_value"], n.real)]
 
 
 def _calibration(bins: Sequence[Found]) -> Figure:

@@ -139,7 +139,8 @@ def _by_layer(document: Found) -> Section:
         Panel("top", "How often it is the top token", f"At {end}: {tops}.",
               _plot(document, is_top, shares | {"title": title("positions")})),
     ]  # fmt: skip
-    return Section("By layer", panels=panels, tables=[_table(document, known)])
+    tables = [_table(document), *([_followed_table(document, known)] if known else [])]
+    return Section("By layer", panels=panels, tables=tables)
 
 
 def _plot(document: Found, shown: Sequence[Curve], yaxis: Figure) -> Figure:
@@ -148,17 +149,30 @@ def _plot(document: Found, shown: Sequence[Curve], yaxis: Figure) -> Figure:
     return plots.curves(x, shown, says, xaxis=axis, yaxis=yaxis)
 
 
-def _table(document: Found, known: Sequence[str]) -> Table:
+_Column = tuple[str, Found, w.Write]
+_ROWS = "“in” is the embeddings; other rows are what leaves each layer. Intervals are over prompts"
+
+
+def _table(document: Found) -> Table:
     curves = document["curves"]
-    columns: list[tuple[str, Found, w.Write]] = [
+    columns: list[_Column] = [
         ("Entropy, nats", curves["entropy"], n.real),
         ("KL, nats", curves["kl"], n.real),
+        ("Committed by", document["commitment"]["committed_by"], n.percent),
     ]
+    return _columns(document, "Figures by layer", f"{_ROWS}.", columns)
+
+
+def _followed_table(document: Found, known: Sequence[str]) -> Table:
+    curves = document["curves"]
+    columns: list[_Column] = []
     for name in known:
-        said = _SHORT[name]
-        columns.append((f"P of {said}", curves[f"{name}_probability"], n.percent))
-        columns.append((f"Rank of {said}", curves[f"{name}_median_rank"], _rank))
-    columns.append(("Committed by", document["commitment"]["committed_by"], n.percent))
+        columns.append((f"P of {_SHORT[name]}", curves[f"{name}_probability"], n.percent))
+        columns.append((f"Rank of {_SHORT[name]}", curves[f"{name}_median_rank"], _rank))
+    return _columns(document, "Tokens followed by layer", f"{_ROWS}; ranks are medians.", columns)
+
+
+def _columns(document: Found, name: str, caption: str, columns: Sequence[_Column]) -> Table:
     rows = [
         (
             "in" if layer is None else str(layer),
@@ -166,10 +180,7 @@ def _table(document: Found, known: Sequence[str]) -> Table:
         )
         for at, layer in enumerate(document["layers"])
     ]
-    caption = (
-        "“in” is the embeddings; other rows are what leaves each layer. Intervals are over prompts; ranks are medians."
-    )
-    return w.table("Figures by layer", caption, ["Layer", *(name for name, _, _ in columns)], rows)
+    return w.table(name, caption, ["Layer", *(head for head, _, _ in columns)], rows)
 
 
 def _commitment(document: Found) -> Section:
@@ -268,7 +279,7 @@ def _decoder(decoder: Found | None) -> list[Section]:
         return []
     cards = [
         Card(
-            title=f"Latent {n.count(latent['index'])}",
+            title=f"Latent {n.count(latent['latent'])}",
             text="",
             facts=(),
             texts=[

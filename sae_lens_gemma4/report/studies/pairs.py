@@ -11,6 +11,7 @@ from sae_lens_gemma4.report.plotting import Figure, figure, title
 from sae_lens_gemma4.report.studies import plots
 from sae_lens_gemma4.report.studies import writing as w
 from sae_lens_gemma4.report.study import Panel, Section, StudyPage, named_model, provenance
+from sae_lens_gemma4.report.tables import Table
 from sae_lens_gemma4.report.words import sae_name
 
 Found = Mapping[str, Any]
@@ -49,11 +50,17 @@ def _summary(document: Found) -> list[str]:
         else f"{n.per_token(scrambled['mean'])} pass on average in "
         f"{w.whole(len(scrambled['passed']), 'analysis', 'analyses')} with the sides of pairs swapped at random"
     )
-    q = document["settings"]["q"]
+    q, less = document["settings"]["q"], document["less_active"]
     found = [
         f"{n.count(document['passed'])} of {n.count(document['tests'])} tests pass at a false-discovery rate of {q:g}, "
         f"of {w.whole(document['found'], 'latent')}; {control}."
     ]
+    if document["settings"]["alternative"] == "two-sided":
+        found.append(
+            f"Of the latents found, {n.count(document['labelled'])} more active with the property "
+            f"{'is' if document['labelled'] == 1 else 'are'} labelled by it, and {n.count(less)} less active with it "
+            f"{'is' if less == 1 else 'are'} not labelled."
+        )
     for category in document["categories"]:
         said = (
             f"“{category['label']}”: {w.whole(category['found'], 'latent')}, {n.count(category['found_family_wise'])} "
@@ -170,14 +177,15 @@ def _category(document: Found, number: int) -> Section:
         (
             n.count(found["index"]),
             [
-                w.cell(found["effect"], n.fixed3, found["interval"]),
+                w.text_cell(_infinite(found["difference"]))
+                if found["all_equal"]
+                else w.cell(found["effect"], n.fixed3, found["interval"]),
                 w.cell(found["difference"], lambda v: n.signed(v, n.real)),
                 w.cell(found["p_value"], n.real),
                 w.cell(found["q_value"], n.real),
                 w.cell(found["p_family"], n.real),
                 w.share_cell(found["fires_more"]),
                 w.cell(found["length_r"], n.fixed3),
-                w.text_cell(", ".join(f"{name} {n.fixed3(d)}" for name, d in found["also"].items()) or "–"),
             ],
         )
         for found in category["top"]
@@ -186,41 +194,54 @@ def _category(document: Found, number: int) -> Section:
     if rows:
         caption = (
             f"The {w.whole(len(rows), 'latent')} with the largest effects of {n.count(category['found'])} found. "
-            "Effect: mean of the paired differences over their standard deviation."
+            "Effect: mean of the paired differences over their standard deviation; ∞ where all are equal."
         )
-        heads = [
-            "Latent",
-            "Effect",
-            "Difference",
-            "p",
-            "q",
-            "Family-wise p",
-            "More active in",
-            "r with length",
-            "Also in",
-        ]
+        heads = ["Latent", "Effect", "Difference", "p", "q", "Family-wise p", "More active in", "r with length"]
         tables = [w.table("Latents found", caption, heads, rows)]
     points = category["points"]
     q = document["settings"]["q"]
-    passed = sum(value <= q for value in points["q_value"] if value is not None)
+    drawn = _drawn(points)
+    passed = sum(value is not None and value <= q for _, _, _, value in drawn)
     caption = (
-        f"{n.count(category['passed'])} of {n.count(category['tests'])} tests pass; {n.count(len(points['index']))} "
+        f"{n.count(category['passed'])} of {n.count(category['tests'])} tests pass; {n.count(len(drawn))} "
         f"are drawn, of which {n.count(passed)} passed, filled."
     )
+    if infinite := len(points["index"]) - len(drawn):
+        caption += f" Not drawn: {w.whole(infinite, 'latent')} with an infinite effect."
     panels = [Panel(f"points-{number}", "Effect against p", caption, _points(points, q))] if points["index"] else []
     words = [category["description"]] if category["description"] else []
     if not rows:
         words.append(f"No latent was found. The least p that {w.whole(category['pairs'], 'pair')} can give is "
                      f"{n.real(category['least_p'])}.")  # fmt: skip
-    return Section(category["label"], text=words, panels=panels, tables=tables)
+    return Section(
+        category["label"], text=words, panels=panels, tables=tables, more_tables=_elsewhere(document, number)
+    )
+
+
+def _infinite(sign: float) -> str:
+    return f"{n.MINUS if sign < 0 else ''}∞"
+
+
+def _elsewhere(document: Found, number: int) -> list[Table]:
+    """In which other categories the latents of a category's table pass too."""
+    unknown = "±∞" if document["settings"]["alternative"] == "two-sided" else "∞"
+    rows = [
+        (n.count(found["index"]), [w.text_cell(name), w.text_cell(unknown if d is None else n.fixed3(d))])
+        for found in document["categories"][number]["top"]
+        for name, d in found["also"].items()
+    ]
+    caption = "Latents of the table above, and their effects in other categories in which they pass."
+    return [w.table("Found elsewhere too", caption, ["Latent", "Category", "Effect"], rows)] if rows else []
+
+
+def _drawn(points: Found) -> list[tuple[int, float, float, float | None]]:
+    """Index, effect, p and q of what has a place in the plot."""
+    rows = zip(points["index"], points["effect"], points["p_value"], points["q_value"], strict=True)
+    return [row for row in rows if row[1] is not None and row[2] is not None]
 
 
 def _points(points: Found, q: float) -> Figure:
-    rows = [
-        row
-        for row in zip(points["index"], points["effect"], points["p_value"], points["q_value"], strict=True)
-        if row[1] is not None and row[2] is not None
-    ]
+    rows = _drawn(points)
     data: list[Figure] = []
     for is_found, name in ((False, "not found"), (True, "found")):
         mine = [row for row in rows if (row[3] is not None and row[3] <= q) == is_found]

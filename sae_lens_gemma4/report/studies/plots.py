@@ -91,14 +91,16 @@ def curves(
     annotations: Sequence[Figure] = (),
     height: int = HEIGHT + 20,
 ) -> Figure:
-    """Lines over the same x, each with its band, and a key above them.
+    """Lines over the same x, each with its band, and a key above them. An interval without neighbours, which would be
+    a band without width, is an error bar.
 
     Args:
         says: of each x, how it is called.
     """
     data: list[Figure] = []
     for curve in shown:
-        data += _band(x, curve)
+        pieces = _pieces(x, curve)
+        data += _band(pieces, curve)
         band = curve.band or [None] * len(curve.y)
         texts = [
             f"{escaped(curve.name)}, {where}: {with_interval(value, interval, curve.write)}"
@@ -113,6 +115,7 @@ def curves(
                 "name": escaped(curve.name),
                 "line": {"color": f"${curve.colour}", "width": curve.width, "dash": curve.dash},
                 "marker": {"size": 6, "color": f"${curve.colour}"},
+                **_bars(x, curve, [piece[0] for piece in pieces if len(piece) == 1]),
                 "text": texts,
                 "hovertemplate": "%{text}<extra></extra>",
             }
@@ -122,14 +125,43 @@ def curves(
     return keyed(made) if len(shown) > 1 else made
 
 
-def _band(x: Sequence[float], curve: Curve) -> list[Figure]:
-    """The outline of a band, one piece for each run of x that has an interval."""
-    pieces: list[list[tuple[float, float, float]]] = [[]]
+_Piece = list[tuple[float, float, float]]
+
+
+def _pieces(x: Sequence[float], curve: Curve) -> list[_Piece]:
+    """(x, low, high) of each run of x that has an interval."""
+    pieces: list[_Piece] = [[]]
     for at, interval in zip(x, curve.band or [], strict=False):
         if interval is None:
             pieces.append([])
         else:
             pieces[-1].append((at, interval[0], interval[1]))
+    return [piece for piece in pieces if piece]
+
+
+def _bars(x: Sequence[float], curve: Curve, alone: _Piece) -> Figure:
+    """Error bars of the points whose interval has no neighbour."""
+    ends = {at: (low, high) for at, low, high in alone}
+    known = [
+        (value, *ends[at]) if at in ends and value is not None else None for at, value in zip(x, curve.y, strict=True)
+    ]
+    if not any(known):
+        return {}
+    return {
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(one[2] - one[0], 0) if one else 0 for one in known],
+            "arrayminus": [max(one[0] - one[1], 0) if one else 0 for one in known],
+            "color": f"${curve.colour}",
+            "thickness": 1.5,
+            "width": 4,
+        }
+    }
+
+
+def _band(pieces: Sequence[_Piece], curve: Curve) -> list[Figure]:
+    """The outlines of a band."""
     return [
         {
             "type": "scatter",
@@ -143,7 +175,7 @@ def _band(x: Sequence[float], curve: Curve) -> list[Figure]:
             "showlegend": False,
         }
         for piece in pieces
-        if piece
+        if len(piece) > 1
     ]
 
 

@@ -77,7 +77,9 @@ def section(profile: Profile, name: str, prefix: str = "profile") -> Section:
 def panels(profile: Profile, prefix: str = "profile") -> list[Panel]:
     layers = profile["layers"]
     gamma = [value for value in layers["gamma"] if value is not None]
-    caption = f"{phases_sentence(profile['phases'])} Dotted: the phases’ lines; every other phase is shaded."
+    lines = "the line through all layers" if profile["phases"]["too_few_layers"] else "the phases’ lines"
+    shaded = "; every other phase is shaded" if len(profile["phases"]["phases"]) > 1 else ""
+    caption = f"{phases_sentence(profile['phases'])} Dotted: {lines}{shaded}."
     norms = (
         f"The mean norm is {n.real(layers['norm_mean'][0])} in {_place(layers, 0)} and "
         f"{n.real(layers['norm_mean'][-1])} after {_place(layers, -1)}."
@@ -98,6 +100,11 @@ def panels(profile: Profile, prefix: str = "profile") -> list[Panel]:
 def phases_sentence(phases: Mapping[str, Any]) -> str:
     """How many phases, where they begin, with what support; and what is found in shuffled layers."""
     points, control = phases["change_points"], phases["control"]
+    if phases["too_few_layers"]:
+        return (
+            f"The curve over layers was not searched for change points: that takes "
+            f"{n.count(phases['too_few_layers'])} layers, and it has {n.count(phases['phases'][-1]['last'] + 1)}."
+        )
     if points:
         starts = [f"layer {point['layer']} ({_support(point)})" for point in points]
         said = (
@@ -120,6 +127,9 @@ def _support(point: Mapping[str, Any]) -> str:
 
 
 def _phase_words(phases: Mapping[str, Any]) -> list[str]:
+    if phases["too_few_layers"]:
+        [line] = phases["phases"]
+        return [f"The straight line through all layers has a slope of {n.signed(line['slope'], n.real)} a layer."]
     lines = [
         f"layers {p['first']} to {p['last']}, from {n.fixed3(p['start'])} to {n.fixed3(p['end'])} "
         f"({n.signed(p['slope'], n.real)} a layer)"

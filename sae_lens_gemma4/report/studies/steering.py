@@ -10,26 +10,20 @@ from typing import Any
 from sae_lens_gemma4.report import numbers as n
 from sae_lens_gemma4.report.plotting import Figure, figure, title
 from sae_lens_gemma4.report.studies import plots
+from sae_lens_gemma4.report.studies import steering_tables as tables
 from sae_lens_gemma4.report.studies import writing as w
 from sae_lens_gemma4.report.studies.plots import Curve
 from sae_lens_gemma4.report.study import Card, Panel, Section, StudyPage, named_model, provenance
-from sae_lens_gemma4.report.tables import Table
 from sae_lens_gemma4.report.visible import visible
 
 Found = Mapping[str, Any]
 _SIGNS = {"positive": "+", "negative": "−", "random": "random"}
-_RULE = (
-    "A direction effect asks for two things at one scale: adding and subtracting differ (McNemar’s exact test), and "
-    "the better of the two beats random directions of the same length, or the worse falls behind them, their mean and "
-    "every single one. Else it is a magnitude effect where pushes of any direction differ from the baseline or "
-    "accuracy has a trend over their length. p-values are corrected by Holm’s method."
-)
 
 
 def page(document: Found) -> StudyPage:
     verdict = document["verdict"]
     settings = document["settings"]
-    scales = w.listed([_scale(scale) for scale in settings["scales"]])
+    scales = w.listed([tables.scale(scale) for scale in settings["scales"]])
     return StudyPage(
         title="Steering",
         subject=f"{w.whole(document['n_items'], 'item')} answered by {named_model(document)} with a direction added at "
@@ -42,15 +36,10 @@ def page(document: Found) -> StudyPage:
             ("Items", ", ".join(str(part) for part in (document.get("source"), document["items"]) if part)),
             ("Extractor", str(document["extractor"])),
             ("Mean norm", f"{n.real(document['norm']['mean'])} over {n.count(document['norm']['n_tokens'])} tokens"),
-            ("Settings", w.settings(settings)),
+            ("Settings", w.settings({**settings, "batch_items": document.get("batch_items")})),
         ],
         verdict=(verdict["verdict"], _after_colon(verdict["words"])),
     )
-
-
-def _scale(scale: float) -> str:
-    """A length as conditions are called by it: 5 %."""
-    return f"{100 * abs(scale):g}{n.NBSP}%"
 
 
 def _after_colon(words: str) -> str:
@@ -85,7 +74,7 @@ def _summary(document: Found) -> list[str]:
             else f"{w.whole(len(randoms), 'random direction')}, {n.per_token(fmean(randoms))} right on average "
             f"({min(randoms)} to {max(randoms)})"
         )
-        found.append(f"At {_scale(scale)} of the mean norm: {'; '.join([*said, control])}.")
+        found.append(f"At {tables.scale(scale)} of the mean norm: {'; '.join([*said, control])}.")
     return [*found, *document["verdict"]["notes"]]
 
 
@@ -122,7 +111,8 @@ def _effects(document: Found) -> Section:
             Panel("accuracy", "Accuracy by length of the push", caption + spread, _accuracy(document)),
             Panel("net", "Net change of right answers", net, _net(document)),
         ],
-        tables=[_table(document)],
+        tables=[tables.conditions(document)],
+        more_tables=[tables.pushes(document)],
     )
 
 
@@ -231,92 +221,25 @@ def _net(document: Found) -> Figure:
     return plots.keyed(made)
 
 
-def _table(document: Found) -> Table:
-    rows: list[w.Row] = []
-    for c in document["conditions"]:
-        change = c["change"]
-        rows.append(
-            (
-                c["name"],
-                [
-                    w.share_cell(c["accuracy"]),
-                    w.text_cell("–" if change is None else n.count(len(c["recovered"]))),
-                    w.text_cell("–" if change is None else n.count(len(c["broken"]))),
-                    w.text_cell("–")
-                    if change is None
-                    else w.cell(change["change"], _signed, (change["low"], change["high"])),
-                    w.text_cell("–" if change is None else n.real(change["p_value"])),
-                    w.cell(c["answer_found"]["value"], n.percent),
-                    w.cell(c["cut"]["value"], n.percent),
-                    w.cell(c["mean_tokens"], n.per_token),
-                    w.cell(c["added_norm"], n.real),
-                ],
-            )
-        )
-    caption = (
-        "Recovered: wrong at the baseline and right here; broken: the reverse. p is McNemar’s, exact and not "
-        "corrected. Cut: outputs that the limit of tokens ended."
-    )
-    heads = ["Condition", "Right", "Recovered", "Broken", "Change", "p", "Answer found", "Cut", "Tokens", "Norm added"]
-    return w.table("Conditions", caption, heads, rows)
-
-
-def _signed(value: float | None) -> str:
-    return n.signed(value, n.percent)
-
-
 def _verdict(verdict: Found) -> Section:
-    rows = [
-        (
-            test["name"] if test["scale"] is None else f"{test['name']}, {_scale(test['scale'])}",
-            [
-                w.cell(test["difference"], _signed),
-                w.cell(test["p_value"], n.real),
-                w.cell(test["adjusted"], n.real),
-                w.text_cell("–" if test["rank"] is None else n.percent(test["rank"])),
-            ],
-        )
-        for part in ("opposite", "controls", "magnitude")
-        for test in verdict[part]
-    ]
     able = verdict["detectable"]
     change = "no change at all" if able["change"] is None else f"a change of {n.percent(able['change'])} or more"
+    compared = "adding against subtracting" if verdict["opposite"] else "a push against the baseline"
     words = [
-        _RULE,
-        f"With {n.count(able['n'])} items, of which {n.count(able['discordant'])} were answered differently, "
-        f"{change} would have been found with a probability of {n.percent(able['power'])}.",
+        verdict["rule"],
+        f"What the first test alone, {compared}, could have shown: with {n.count(able['n'])} items, of which "
+        f"{n.count(able['discordant'])} were answered differently, {change} would have been found with a probability "
+        f"of {n.percent(able['power'])}. A direction effect asks for more.",
     ]
-    caption = (
-        f"Tests at the level {verdict['alpha']:g}, paired by item. The last column: random directions that are as far "
-        "out on the vector’s side. The trend’s difference is of accuracy by one mean norm."
-    )
-    heads = ["Test", "Difference", "p", "p, corrected", "Random as far out"]
-    return Section("Verdict", text=words, tables=[w.table("Tests behind the verdict", caption, heads, rows)])
+    return Section("Verdict", text=words, tables=[tables.tests(verdict)])
 
 
 def _overlaps(overlaps: Sequence[Found]) -> list[Section]:
-    if not overlaps:
-        return []
-    rows = [
-        (
-            f"{_scale(o['scale'])}, {o['what']}",
-            [
-                w.cell(len(o["both"]), n.count),
-                w.cell(o["expected"], n.per_token),
-                w.cell(len(o["first_only"]), n.count),
-                w.cell(len(o["second_only"]), n.count),
-                w.cell(o["jaccard"], n.fixed3),
-                w.cell(o["p_value"], n.real),
-            ],
-        )
-        for o in overlaps
-    ]
     words = (
         "Items that change both when the direction is added and when it is subtracted change because they were pushed. "
         "p: how often two such sets of items, drawn at random, share as many."
     )
-    heads = ["Scale", "Both ways", "By chance", "Added only", "Subtracted only", "Jaccard", "p"]
-    return [Section("The same items both ways", [words], tables=[w.table("Overlaps", "", heads, rows)])]
+    return [Section("The same items both ways", [words], tables=[tables.overlaps(overlaps)])] if overlaps else []
 
 
 def _samples(document: Found) -> list[Section]:

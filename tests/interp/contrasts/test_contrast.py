@@ -2,12 +2,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.interp.contrasts.contrast import contrast, in_group
+from sae_lens_gemma4.interp.contrasts.effect_sizes import (
+    MOST_D,
+    correlations,
+    d_of,
+    hedges,
+    unit_columns,
+    weighted_d,
+)
 from sae_lens_gemma4.interp.item_means import ItemMeans, Site
 from sae_lens_gemma4.interp.items import Item, item_corpus, item_means
 from tests.interp.conftest import HOOK
@@ -200,12 +209,59 @@ def test_latents_active_in_few_items_are_left_out_and_counted():
     assert quick(means_of(z_nf, kind="latents"), group(4, 36), min_active=4).sites[0].top[0].feature == 4
 
 
-def test_a_feature_without_spread_within_groups_has_a_finite_d():
-    x_nf = np.random.default_rng(11).normal(size=(20, 3))
-    x_nf[:, 0] = group(10, 10)
-    found = quick(means_of(x_nf), group(10, 10))
-    assert found.sites[0].top[0].feature == 0 and 1000 < found.sites[0].top[0].d < 3000
-    json.dumps(found.to_dict(), allow_nan=False)
+@pytest.mark.parametrize("kind", ["activations", "latents"])
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_one_feature_that_separates_the_groups_is_flagged_and_does_not_make_the_curve(kind, noise):
+    """A latent that is 1 in one group and 0 in the other, or nearly, among 49 of noise."""
+    rng = np.random.default_rng(11)
+    x_nf = rng.normal(size=(32, 50))
+    x_nf[:, 17] = group(16, 16) + rng.normal(size=32) * noise
+    found = contrast(means_of(x_nf, rng.normal(size=(32, 50)), kind=kind), group(16, 16), permutations=199)
+    site, other = found.sites
+    first, *rest = site.top
+    assert (first.feature, first.d, first.interval, first.separates) == (17, MOST_D, None, True)
+    assert first.p_value == 1 / 200
+    assert not any(feature.separates or abs(feature.d) > 3 or feature.interval is None for feature in rest)
+    assert site.curve == pytest.approx((MOST_D + sum(abs(feature.d) for feature in rest)) / 10)
+    assert site.curve < 2.2
+    assert site.interval[0] < site.curve < site.interval[1] and site.interval[1] - site.interval[0] < 1
+    assert other.interval[0] < other.curve < other.interval[1]
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert document["most_d"] == MOST_D and [s["separate"] for s in document["sites"]] == [1, 0]
+
+
+def test_a_negative_separator_has_the_same_limit_on_all_ways():
+    x_nf = np.random.default_rng(12).normal(size=(32, 5)).astype(np.float32)
+    members = group(16, 16)
+    x_nf[:, 0] = ~members
+    by_weights = weighted_d(x_nf, torch.ones(1, 32, dtype=torch.float64), members)[0]
+    by_r = d_of(torch.from_numpy(correlations(unit_columns(x_nf), members)), members)
+    assert by_weights[0] == by_r[0] == -MOST_D
+    np.testing.assert_allclose(by_weights, by_r, rtol=1e-5)
+
+
+def test_hedges_factor_is_the_one_of_gamma_functions():
+    from scipy.special import gamma
+
+    for freedom in (2, 3, 14, 60):
+        exact = gamma(freedom / 2) / np.sqrt(freedom / 2) / gamma((freedom - 1) / 2)
+        assert hedges(freedom) == pytest.approx(exact)
+    assert hedges(14) == pytest.approx(1 - 3 / (4 * 14 - 1), abs=1e-3)  # the approximation that is often printed
+
+
+def test_few_items_do_not_make_the_split_half_larger():
+    """All features are chosen, so nothing but smallness is left; without the correction it would be 1.59."""
+    x_nf = np.random.default_rng(13).normal(size=(32, 3000))
+    x_nf[:16] += 1.5
+    site = quick(means_of(x_nf), group(16, 16), top=3000, splits=6).sites[0]
+    assert site.split_half == pytest.approx(1.5, abs=0.03)
+
+
+def test_a_group_of_fewer_than_eight_is_not_halved():
+    x_nf = np.random.default_rng(14).normal(size=(24, 20))
+    assert quick(means_of(x_nf), group(7, 17)).sites[0].split_half is None
+    found = quick(means_of(x_nf), group(8, 16))
+    assert found.sites[0].split_half is not None and found.to_dict()["least_split"] == 8
 
 
 def test_length_is_told_beside_what_may_be_nothing_else():

@@ -1,3 +1,5 @@
+import ssl
+
 import pytest
 
 from sae_lens_gemma4.catalogue.label_schemas import Example
@@ -17,16 +19,29 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def no_certificates(monkeypatch):
+    """The server speaks no TLS; reading all certificates for each client takes most of these tests' time."""
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *args, **kwargs: None)
+
+
 @pytest.fixture
-def judge(server, kind, tmp_path, monkeypatch):
-    """A judge that asks the server; settings of its own by keyword."""
+def slept():
+    """Seconds that judges would have waited."""
+    return []
+
+
+@pytest.fixture
+def judge(server, kind, slept, tmp_path, monkeypatch):
+    """A judge that asks the server and does not wait between requests; settings of its own by keyword."""
     monkeypatch.setenv("KEY_OF_TEST", KEY)
 
     def make(folder=tmp_path / "cache", **settings):
         stated = {"kind": kind, "model": "judge-1", "base_url": server.url(kind), "api_key_env": "KEY_OF_TEST"}
-        return judge_of(
-            JudgeSettings(**{**stated, "timeout_s": 5.0, "concurrency": 1, "retries": 2, **settings}), folder
-        )
+        asked = {**stated, "timeout_s": 5.0, "concurrency": 1, "retries": 2, **settings}
+        made = judge_of(JudgeSettings(**asked), folder)
+        made.sleep = slept.append
+        return made
 
     return make
 

@@ -117,8 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(404, self.error("not_found_error", "no such model"))
         if fault.startswith("429"):
             return self.send(429, self.error("rate_limit_error", "slow down"), {"Retry-After": fault.partition(" ")[2]})
-        if fault == "500":
-            return self.send(500, self.error("api_error", "internal"))
+        if fault in ("500", "503", "529"):
+            return self.send(int(fault), self.error("api_error", "internal"))
+        if fault.startswith("400 "):
+            return self.send(400, self.error("invalid_request_error", fault[4:]))
         if fault == "redirect":
             return self.send(307, {}, {"Location": llm.root + "/elsewhere"})
         if fault == "html":

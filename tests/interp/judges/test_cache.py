@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from sae_lens_gemma4.errors import ConfigError, DataError
-from sae_lens_gemma4.interp.judges.cache import FILE, NOTHING, AnswerCache, Known, key_of
+from sae_lens_gemma4.interp.judges.cache import FILE, NOTHING, AnswerCache, Known, Spent, key_of
 from tests.interp.judges.conftest import labels
 
 
@@ -86,6 +86,37 @@ def test_what_is_no_cache(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="Name a folder"):
         AnswerCache(tmp_path / "file")
+
+
+def test_what_is_spent_is_beside_the_answers(tmp_path):
+    cache = AnswerCache(tmp_path)
+    assert cache.spend("j", Spent(1, 10, 5, 1)) is None
+    assert cache.spend("j", Spent(0, -4, -2, -1), lambda spent: None if spent.calls == 1 else "no") is None
+    assert cache.spend("j", Spent(1, 1, 1, 1), lambda spent: f"{spent.calls} is enough") == "1 is enough"
+    with pytest.raises(ZeroDivisionError):
+        cache.spend("j", Spent(1, 1, 1, 1), lambda spent: 1 // 0)
+    cache.put("k", "j", "x")  # no transaction is left open
+    assert AnswerCache(tmp_path).spent("j") == (1, 6, 3, 0)
+
+
+def test_nobody_spends_between_the_look_and_the_entry(tmp_path):
+    cache, other = AnswerCache(tmp_path), sqlite3.connect(tmp_path / FILE, timeout=0, isolation_level=None)
+
+    def lacking(spent):
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+
+    assert cache.spend("j", Spent(1), lacking) is None
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+
+
+def test_a_file_from_before_anything_was_booked(tmp_path):
+    AnswerCache(tmp_path).put("k", "j", "text")
+    with sqlite3.connect(tmp_path / FILE) as db:
+        db.execute("DROP TABLE spent")
+    cache = AnswerCache(tmp_path)
+    assert cache.get("k").text == "text" and cache.spent("j") == Spent()
 
 
 def test_a_kept_answer_is_checked_again(judge, server, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from sae_lens_gemma4.errors import ConfigError, UnknownNameError
-from sae_lens_gemma4.interp.judges.judge import JudgeError
+from sae_lens_gemma4.interp.judges.judge import JudgeError, TooLongWarning
 from sae_lens_gemma4.interp.judges.settings import JudgeSettings, judge_of
 from sae_lens_gemma4.mapping import from_mapping
 from tests.interp.judges.conftest import detections, labels
@@ -34,11 +34,16 @@ def test_from_a_recipe():
         ({"kind": "transformers", "model": "m", "base_url": "http://x"}, "base_url"),
         ({"kind": "openai", "model": "m", "base_url": "localhost:8000"}, "base_url"),
         ({"kind": "openai", "model": "m", "base_url": "http://h:port/v1"}, "base_url"),
+        ({"kind": "openai", "model": "m", "base_url": "https://ann:s3cret@h/v1"}, "api_key_env"),
+        ({"kind": "openai", "model": "m", "base_url": "https://s3cret@h/v1"}, "api_key_env"),
+        ({"kind": "anthropic", "model": "m", "base_url": "https://h/v1?key=s3cret"}, "api_key_env"),
+        ({"kind": "openai", "model": "m", "base_url": "https://h/v1#s3cret"}, "api_key_env"),
     ],
 )
 def test_what_cannot_be_used(settings, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as error:
         JudgeSettings(**settings)
+    assert "s3cret" not in str(error.value)
 
 
 def test_names():
@@ -69,5 +74,6 @@ def test_a_model_that_is_not_there(tmp_path):
 
 def test_a_question_that_is_too_long_for_the_model():
     judge = judge_of(JudgeSettings(kind="transformers", model="gemma-4-demo-it", max_output_tokens=2000), None)
-    with pytest.raises(JudgeError, match="the model reads 2048: show fewer"):
-        judge.detect(detections("cat"))
+    with pytest.warns(TooLongWarning, match="gemma-4-demo-it cannot read 1 of 1 questions"):
+        assert judge.detect(detections("cat")) == [None]
+    assert judge.record()["calls"] == 0 and judge.record()["unanswered"] == 1

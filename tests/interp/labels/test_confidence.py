@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics
+from statsmodels.stats.multitest import multipletests
 
 import sae_lens_gemma4 as g4
 from sae_lens_gemma4.activations.corpus import Corpus
@@ -17,9 +20,11 @@ from sae_lens_gemma4.interp.examples import Examples, ExampleSettings
 from sae_lens_gemma4.interp.excerpts import Activity
 from sae_lens_gemma4.interp.gathering import gather_firings
 from sae_lens_gemma4.interp.judges.baseline import BaselineJudge
+from sae_lens_gemma4.interp.labels import calibration
 from sae_lens_gemma4.interp.labels.agreement import agreement
 from sae_lens_gemma4.interp.labels.calibration import calibrate, table
 from sae_lens_gemma4.interp.labels.confidence import (
+    COMPONENTS,
     Components,
     Confidence,
     Health,
@@ -62,6 +67,9 @@ def test_tiers(value, tier):
 def test_a_missing_signal_is_no_score():
     found = confidence_of(Components(None, 0.9, None, 1.0))
     assert found.score is None and found.tier is None and found.reason == "no agreement, probe"
+    without = Weights(agreement=0, held_out=0.5, probe=0, health=0.5)  # of weight 0, and so not missed
+    assert confidence_of(found.components, without).score == pytest.approx(0.95)
+    assert confidence_of(Components(None, None, None, 1.0), without).reason == "no held_out"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +129,62 @@ def test_a_calibration_table_by_hand():
     expected = (1 * 0.1 + 2 * abs(0.275 - 1 / 2) + 3 * abs(2.09 / 3 - 2 / 3) + 3 * abs(0.9 - 1)) / 9
     assert found.error == pytest.approx(expected)
     assert found.n == 9 and found.confirmed == share(6, 9) and found.mean_score == pytest.approx(sum(scores) / 9)
+    assert found.brier == pytest.approx(metrics.brier_score_loss(confirmed, scores))
+    assert found.brier_constant == pytest.approx(metrics.brier_score_loss(confirmed, [6 / 9] * 9))
+    above = [(s > t) + 0.5 * (s == t) for s, c in zip(scores, confirmed, strict=True) if c
+             for t, d in zip(scores, confirmed, strict=True) if not d]  # fmt: skip
+    assert found.auroc == pytest.approx(np.mean(above))
+
+
+def drawn_pairs(n, seed=0):
+    """Scores in tenths, so that there are ties, and labels that hold the more often the larger it is."""
+    rng = np.random.default_rng(seed)
+    score_n = np.round(rng.random(n), 1)
+    return [(s, outcome(rng.random() < s, int(rng.integers(11)))) for s in score_n.tolist()]
+
+
+def test_intervals_are_those_of_scipy_s_bootstrap():
+    pairs = drawn_pairs(60)
+    found = table(pairs, 5, Sampling(resamples=4000))
+    score_n, confirmed_n, f1_n = (
+        np.array(column) for column in zip(*((s, t.confirmed, t.f1) for s, t in pairs), strict=True)
+    )
+
+    def error(score_n, confirmed_n):
+        bin_n = np.minimum((score_n * 5 + 1e-9).astype(int), 4)
+        parts = [score_n[bin_n == b].sum() - confirmed_n[bin_n == b].sum() for b in range(5)]
+        return np.abs(parts).sum() / len(score_n)
+
+    def rho(score_n, f1_n):
+        return scipy.stats.spearmanr(score_n, f1_n).statistic
+
+    options = {"paired": True, "vectorized": False, "n_resamples": 4000, "method": "BCa", "rng": 3}
+    for statistic, other_n, value, low, high in (
+        (error, confirmed_n, found.error, found.error_low, found.error_high),
+        (rho, f1_n, found.rank.rho, found.rank.low, found.rank.high),
+    ):
+        assert value == pytest.approx(statistic(score_n, other_n))
+        theirs = scipy.stats.bootstrap((score_n, other_n), statistic, **options).confidence_interval
+        assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    few = table(pairs[:7], 5)
+    assert few.error_low is few.error_high is None and (few.rank is None or few.rank.low is few.rank.high is None)
+
+
+def test_weighted_ranks_are_ranks_of_what_was_drawn():
+    rng = np.random.default_rng(0)
+    one_n, other_n = np.round(rng.random((2, 30)), 1)
+    w_rn = rng.multinomial(30, np.full(30, 1 / 30), size=5).astype(float)
+    found_r = calibration._rank_correlations(one_n, other_n, w_rn)
+    for w_n, found in zip(w_rn.astype(int), found_r, strict=True):
+        theirs = scipy.stats.spearmanr(np.repeat(one_n, w_n), np.repeat(other_n, w_n)).statistic
+        assert found == pytest.approx(theirs)
+    assert np.isnan(calibration._rank_correlations(np.ones(30), other_n, w_rn)).all()
+
+
+def test_many_labels_are_drawn_in_groups():
+    found = table(drawn_pairs(3000), 5, Sampling(resamples=200))
+    spread = found.rank.high - found.rank.low  # of a correlation of independent pairs, about
+    assert spread == pytest.approx(2 * 1.96 * (1 - found.rank.rho**2) / 3000**0.5, rel=0.4)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 10), st.booleans()), min_size=1, max_size=40))
@@ -145,6 +209,7 @@ def test_what_does_not_vary_is_said_to():
     assert table([(0.1, good), (1.0, good), (0.5, good)], 5).no_rank.startswith("F1 on the calibration contexts is 1")
     assert table([(0.1, good), (1.0, bad)], 5).no_rank == "2 labels are too few"
     assert table([(0.1, bad), (0.9, good), (0.5, bad)], 5).no_rank is None
+    assert table([(0.1, good), (1.0, good), (0.5, good)], 5).auroc is None
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +234,7 @@ def planted_run():
     tokens_bp = torch.arange(400 * 9).view(400, 9)  # a block a document, so that every excerpt is in it
     document_bp = torch.arange(400)[:, None].expand(400, 9).clone()
     rows = probe_rows(latents, Corpus(tokens_bp, torch.ones_like(tokens_bp, dtype=torch.bool), document_bp, "planted"))
-    acts = rng.normal(size=(sum(len(r.fires_n) for r in rows), 6))
-    acts[:, 0] += 6 * np.concatenate([r.fires_n for r in rows])
+    acts = [rng.normal(size=(len(r.fires_n), 6)) + 6 * np.eye(6)[0] * r.fires_n[:, None] for r in rows]
     probing = probe_latents(rows, acts, ProbeSettings(folds=2, shuffles=1), QUICK)
     activity = {latent.index: latent.activity for latent in latents}
     return labelled, found, agreement(found, QUICK), probing, activity, further
@@ -187,8 +251,27 @@ def test_the_calibration_tells_which_part_of_a_score_is_worth_something(planted_
     probe = found.components["probe"]
     assert probe.mean_score > 0.95 and probe.confirmed[:2] == (10, 20) and probe.error > 0.45
     assert found.components["health"].no_rank == "it is 1 for every label" and found.left_out == 0
+    assert found.score.auroc == found.components["held_out"].auroc == 1
+    assert found.components["held_out"].brier == 0 and found.score.brier_constant == 0.25
     document = found.to_dict()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_p_values_of_components_are_corrected_for_their_number_and_the_score_s_is_not():
+    rng = np.random.default_rng(5)
+    tests = {i: outcome(confirmed, int(rng.integers(11))) for i, confirmed in enumerate(rng.random(30) < 0.5)}
+    scores = {i: confidence_of(Components(*np.round(rng.random(4), 2).tolist())) for i in tests}
+    further = SimpleNamespace(part="calibration", by_judge={"one": SimpleNamespace(tests=tests)})
+    found = calibrate(scores, further, sampling=QUICK)
+    f1 = [t.f1 for t in tests.values()]
+    p_values = [
+        scipy.stats.spearmanr([s.components[at] for s in scores.values()], f1).pvalue for at in range(len(COMPONENTS))
+    ]
+    adjusted = multipletests(p_values, method="holm")[1]
+    assert [found.components[name].rank.p_value for name in COMPONENTS] == pytest.approx(adjusted)
+    assert not np.allclose(adjusted, p_values)
+    own = scipy.stats.spearmanr([s.score for s in scores.values()], f1).pvalue
+    assert found.score.rank.p_value == pytest.approx(own)
 
 
 def test_records_have_the_card_s_names(planted_run):
@@ -209,9 +292,36 @@ def test_records_have_the_card_s_names(planted_run):
     assert facts["confidence_scores"].keys() == {"agreement", "cv", "probe", "activation"}
     assert last.facts["cv_validated"] is False and last.facts["confidence_tier"] == "low"
     assert json.loads(json.dumps(dict(facts), allow_nan=False)) == facts
+    assert facts["cv_documents"] == 20 and facts["confidence_floor"] == scores[0].dealt
     document = scores_dict(scores)
     assert document["tiers"] == {"high": 10, "medium": 0, "low": 10, "none": 0}
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_scores_stand_beside_those_of_dealt_labels(planted_run):
+    labelled, found, agreed, probing, activity, _ = planted_run
+    weights = Weights(agreement=0.2, held_out=0.3, probe=0.4, health=0.1)
+    scores = confidences(labelled, found, agreed, probing, activity, weights)
+    floor = found.by_judge["one"].floor
+    for index, one in scores.items():
+        kappa = agreed.pairs[index].floor_kappa
+        expected = (
+            0.2 * max(0, kappa) + 0.3 * floor.tests[index].f1 + 0.4 * probing.probes[index].probe.accuracy + 0.1 * 1.0
+        ) if index in floor.tests else None  # fmt: skip
+        assert one.dealt == (None if expected is None else pytest.approx(expected))
+    document = scores_dict(scores, weights, sampling=QUICK)
+    both = [(s.score, s.dealt) for s in scores.values() if s.dealt is not None]
+    assert document["mean"]["value"] == pytest.approx(np.mean([s.score for s in scores.values()]))
+    mean = document["floor"]
+    assert mean["mean"]["value"] == pytest.approx(np.mean([dealt for _, dealt in both])) and mean["mean"]["n"] > 10
+    assert mean["difference"]["value"] == pytest.approx(np.mean([own - dealt for own, dealt in both]))
+    assert mean["own"]["value"] > mean["mean"]["value"] and document["mean"]["low"] < document["mean"]["value"]
+    tiers = ["high" if d >= 0.8 else "medium" if d >= 0.5 else "low" for _, d in both]
+    assert mean["tiers"] == {tier: tiers.count(tier) for tier in ("high", "medium", "low")}
+    without = verify_labels(labelled, [Reader("other")] * 2, planted(20), Words(),
+                            VerificationSettings(floor=False), sampling=QUICK)  # fmt: skip
+    bare = confidences(labelled, without, agreement(without, QUICK), probing, activity)
+    assert bare[0].score is not None and bare[0].dealt is None and scores_dict(bare)["floor"] is None
 
 
 def test_labels_that_contradict_each_other_agree_in_nothing_and_matches_are_of_firing_contexts():
@@ -298,11 +408,12 @@ def test_the_whole_line_on_the_embedded_pair(sae, model, tmp_path):
     further = verify_labels(labelled, judges[::-1], examples, model.tokenizer, part="calibration", sampling=QUICK)
     rows = probe_rows(examples, corpus)
     acts_md = activations_at(model, HOOK, corpus, np.concatenate([r.place_n for r in rows]))
-    probing = probe_latents(rows, acts_md, ProbeSettings(folds=2, shuffles=1), QUICK)
+    acts = np.split(acts_md, np.cumsum([len(r.place_n) for r in rows])[:-1])
+    probing = probe_latents(rows, acts, ProbeSettings(folds=2, shuffles=1), QUICK)
     activity = {latent.index: latent.activity for latent in examples}
     agreed = agreement(found, QUICK)
     scores = confidences(labelled, found, agreed, probing, activity)
-    calibrated = calibrate(scores, further)
+    calibrated = calibrate(scores, further, sampling=QUICK)
     labels = feature_labels(labelled, activity, found, agreed, probing, scores)
     tested = found.by_judge[labelled.judges[0]]
     assert len(labels) >= 10 and calibrated.score.n >= 8

@@ -7,6 +7,7 @@ import scipy.stats
 from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.interp.excerpts import LatentExamples, Part
+from sae_lens_gemma4.interp.judges.baseline import BaselineJudge
 from sae_lens_gemma4.interp.labels.labelling import SILENT, label_latents, label_questions
 from sae_lens_gemma4.interp.means import Mean, mean_of, plain
 from sae_lens_gemma4.interp.statistics import share
@@ -58,6 +59,14 @@ def test_bad_input_is_named():
         label_latents([], planted(1), Words())
     with pytest.raises(ConfigError, match="Two judges are called 'reader'"):
         label_latents([Reader(), Reader()], planted(1), Words())
+    one, same = Reader("one"), Reader("other")
+    one.identity = same.identity = "openai gpt at https://x"
+    with pytest.raises(ConfigError, match="Two judges are the same model: 'one' and 'other' are both openai gpt at"):
+        label_latents([one, same], planted(1), Words())
+    same.identity = "openai gpt-mini at https://x"
+    assert label_latents([one, same], planted(1), Words()).judges == ("one", "other")
+    with pytest.raises(ConfigError, match="are both token statistics"):
+        label_latents([BaselineJudge(1, "a"), BaselineJudge(1, "b")], planted(1), Words())
     with pytest.raises(DataError, match="Latent 0 was given twice"):
         label_questions(planted(1) * 2, Words())
 

@@ -55,12 +55,12 @@ def linear(n_latents, n=80, d=24, seed=0):
         near_n = ~fires_n & (read_n > np.median(read_n[~fires_n]))
         latents.append(rows(fires_n, near_miss_n=near_n, index=index, seed=index))
         acts.append(x_nd)
-    return latents, np.concatenate(acts)
+    return latents, acts
 
 
 def test_a_threshold_on_a_direction_is_read_by_any_probe_and_by_no_control():
-    latents, acts_md = linear(8)
-    found = probe_latents(latents, acts_md, FEW, QUICK)
+    latents, acts = linear(8)
+    found = probe_latents(latents, (x_nd for x_nd in acts), FEW, QUICK)
     assert found.means["probe"]["accuracy"].value > 0.85 and found.means["probe"]["auroc"].value > 0.93
     for control in ("shuffled", "length", "majority"):
         assert found.means[control]["balanced_accuracy"].value == pytest.approx(0.5, abs=0.07)
@@ -78,7 +78,7 @@ def test_a_threshold_on_a_direction_is_read_by_any_probe_and_by_no_control():
 
 
 def test_out_of_fold_is_scikit_learn_s_cross_validation_with_classes_weighed_alike():
-    [latent], acts_nd = linear(1)
+    [latent], [acts_nd] = linear(1)
     fires_n = latent.fires_n & (np.arange(80) % 3 == 0)
     splits = splits_of(fires_n, latent.document_n, FEW)
     odds_n, not_converged = out_of_fold(acts_nd, fires_n, splits, FEW)
@@ -94,13 +94,13 @@ def test_out_of_fold_is_scikit_learn_s_cross_validation_with_classes_weighed_ali
 
 
 def test_shuffled_labels_are_what_the_control_is_trained_and_tested_on(monkeypatch):
-    [latent], acts_md = linear(1)
+    [latent], acts = linear(1)
     trained, tested, fit, read = [], [], probes.out_of_fold, probes.readout
     monkeypatch.setattr(
         probes, "out_of_fold", lambda x, fires_n, *rest: (trained.append(fires_n), fit(x, fires_n, *rest))[1]
     )
     monkeypatch.setattr(probes, "readout", lambda fires_n, odds_n: (tested.append(fires_n), read(fires_n, odds_n))[1])
-    probe_latents([latent], acts_md, ProbeSettings(shuffles=3), QUICK)
+    probe_latents([latent], acts, ProbeSettings(shuffles=3), QUICK)
     others = [[f for f in seen if len(f) == 80 and (f != latent.fires_n).any()] for seen in (trained, tested)]
     assert len(others[0]) == len(others[1]) == 3
     for one, same in zip(*others, strict=True):
@@ -112,7 +112,7 @@ def test_noise_is_read_by_no_probe():
     rng = np.random.default_rng(0)
     latents = [rows(half(100, i), index=i, seed=i) for i in range(16)]
     settings = ProbeSettings(folds=3, shuffles=1)
-    found = probe_latents(latents, rng.normal(size=(1600, 30)).astype(np.float32), settings, QUICK)
+    found = probe_latents(latents, rng.normal(size=(16, 100, 30)).astype(np.float32), settings, QUICK)
     error = (101 / (12 * 50 * 50) / 16) ** 0.5  # of an AUROC of 50 and 50, over 16
     assert found.means["probe"]["auroc"].value == pytest.approx(0.5, abs=3 * error)
     assert abs(found.differences["shuffled"]["auroc"].value) < 3 * error * 2**0.5
@@ -129,7 +129,7 @@ def test_documents_must_not_be_in_training_and_test():
         x_nd = rng.normal(size=(20, 40))[document_n] + 0.3 * rng.normal(size=(100, 40))
         mixed = list(StratifiedKFold(3, shuffle=True, random_state=seed).split(x_nd, fires_n))
         leaking.append(readout(fires_n, out_of_fold(x_nd, fires_n, mixed, settings)[0]).auroc)
-        by_document.append(probe_latents([rows(fires_n, document_n)], x_nd, settings, QUICK).probes[0].probe.auroc)
+        by_document.append(probe_latents([rows(fires_n, document_n)], [x_nd], settings, QUICK).probes[0].probe.auroc)
     assert np.mean(leaking) > 0.98
     assert np.mean(by_document) == pytest.approx(0.5, abs=0.12)
 
@@ -141,7 +141,7 @@ def test_the_length_baseline_tells_what_is_told_by_length():
         length_nf = rng.normal(size=(60, 3))
         length_nf[:, 1] += 8.0 * fires_n
         latents.append(rows(fires_n, length_nf=length_nf, index=index))
-    found = probe_latents(latents, rng.normal(size=(480, 16)), FEW, QUICK)
+    found = probe_latents(latents, rng.normal(size=(8, 60, 16)), FEW, QUICK)
     assert found.means["length"]["accuracy"].value > 0.98
     assert found.differences["length"]["accuracy"].high < -0.3
 
@@ -179,11 +179,11 @@ def test_figures_are_scikit_learn_s_and_the_area_is_by_pairs(seed):
 
 
 def test_what_cannot_be_probed_is_skipped_by_name():
-    latents, acts_md = linear(1)
+    latents, given = linear(1)
     few = rows([True] * 3 + [False] * 20, index=1)
     together = rows([True] * 10 + [False] * 10, document_n=[0] * 10 + [*range(10)], index=2)
     alone, empty = rows([True] * 8, index=3), rows([], index=4)
-    acts = np.concatenate([acts_md, np.zeros((23 + 20 + 8, acts_md.shape[1]))])
+    acts = [*given, *(np.zeros((n, 24)) for n in (23, 20, 8, 0))]
     found = probe_latents([*latents, few, together, alone, empty], acts, FEW, QUICK)
     assert [*found.probes] == [0]
     assert found.skipped == {
@@ -193,35 +193,53 @@ def test_what_cannot_be_probed_is_skipped_by_name():
         4: "one class only: there are no positives",
     }
     with pytest.raises(DataError, match=r"No latent can be probed: fewer positives.*\(1 latents\).*ask fewer folds"):
-        probe_latents([few], acts[:23], FEW)
+        probe_latents([few], acts[1:2], FEW)
     with pytest.raises(DataError, match="none was given"):
-        probe_latents([], acts[:0])
-    with pytest.raises(DataError, match="22 rows of activations for 23 contexts"):
-        probe_latents([few], acts[:22])
+        probe_latents([], [])
+    with pytest.raises(DataError, match="22 rows of activations for 23 contexts of latent 1"):
+        probe_latents([few], [acts[1][:22]])
+    with pytest.raises(DataError, match="fewer arrays than latents"):
+        probe_latents([*latents, few], acts[:1], FEW)
+    with pytest.raises(DataError, match="fewer latents than arrays of activations"):
+        probe_latents(latents, acts[:2], FEW)
     for wrong in ({"folds": 1}, {"shuffles": 0}, {"c": 0.0}, {"seed": -1}, {"max_iter": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             ProbeSettings(**wrong)
 
 
 def test_near_misses_too_few_for_a_hard_probe_are_said():
-    found = probe_latents([rows(half(40, 0))], np.random.default_rng(0).normal(size=(40, 8)), FEW, QUICK)
+    found = probe_latents([rows(half(40, 0))], np.random.default_rng(0).normal(size=(1, 40, 8)), FEW, QUICK)
     assert found.probes[0].hard is None and found.probes[0].no_hard == "one class only: there are no negatives"
     assert found.means["hard"]["accuracy"].n == 0 and found.means["hard"]["accuracy"].value is None
 
 
 def test_fits_that_do_not_converge_are_counted_and_not_warned_of():
-    latents, acts_md = linear(1)
+    latents, acts = linear(1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = probe_latents(latents, acts_md, ProbeSettings(shuffles=2, max_iter=1), QUICK)
+        found = probe_latents(latents, acts, ProbeSettings(shuffles=2, max_iter=1), QUICK)
     assert found.probes[0].not_converged >= 15
-    assert probe_latents(latents, acts_md, FEW, QUICK).probes[0].not_converged == 0
+    assert probe_latents(latents, acts, FEW, QUICK).probes[0].not_converged == 0
+
+
+def test_activations_are_asked_for_one_latent_at_a_time(monkeypatch):
+    latents, acts = linear(3)
+    fitted, held, fit = [], [], probes._probe
+    monkeypatch.setattr(probes, "_probe", lambda *given: (fitted.append(given), fit(*given))[1])
+
+    def one_by_one():
+        for x_nd in acts:
+            held.append(len(fitted))
+            yield x_nd
+
+    found = probe_latents(latents, one_by_one(), FEW, QUICK)
+    assert held == [0, 1, 2] and found.to_dict() == probe_latents(latents, acts, FEW, QUICK).to_dict()
 
 
 def test_one_seed_one_result():
-    latents, acts_md = linear(2)
-    one, same = (probe_latents(latents, acts_md, FEW, QUICK).to_dict() for _ in range(2))
-    other = probe_latents(latents, acts_md, ProbeSettings(shuffles=2, seed=1), QUICK).to_dict()
+    latents, acts = linear(2)
+    one, same = (probe_latents(latents, acts, FEW, QUICK).to_dict() for _ in range(2))
+    other = probe_latents(latents, acts, ProbeSettings(shuffles=2, seed=1), QUICK).to_dict()
     assert one == same and one["probes"] != other["probes"]
     assert other["settings"]["seed"] == 1
 

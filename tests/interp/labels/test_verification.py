@@ -12,10 +12,12 @@ from sklearn import metrics
 from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.interp.excerpts import LatentExamples, Part
+from sae_lens_gemma4.interp.judges.baseline import BaselineJudge
 from sae_lens_gemma4.interp.labels.agreement import agreement, content_words, kappa, words
+from sae_lens_gemma4.interp.labels.dealing import dealt
 from sae_lens_gemma4.interp.labels.detection import label_test, untestable
 from sae_lens_gemma4.interp.labels.labelling import Labelled, label_latents
-from sae_lens_gemma4.interp.labels.verification import VerificationSettings, derangement, scorers_of, verify_labels
+from sae_lens_gemma4.interp.labels.verification import VerificationSettings, scorers_of, verify_labels
 from sae_lens_gemma4.interp.statistics import mcnemar
 from tests.interp.labels.planted import Guesser, Reader, Words, excerpt, planted
 
@@ -197,16 +199,107 @@ def test_bad_input_is_named():
     nobody = Labelled(judges=("reader",), answers={0: (None,)}, skipped={}, shown={})
     with pytest.raises(DataError, match="there is no label"):
         verify_labels(nobody, [judge], latents, Words(), OWN)
-    for wrong in ({"scorer": "mine"}, {"alpha": 1.0}, {"min_positives": 0}, {"seed": -1}):
+    for wrong in ({"scorer": " "}, {"alpha": 1.0}, {"min_positives": 0}, {"seed": -1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             VerificationSettings(**wrong)
 
 
-def test_all_derangements_are_equally_likely():
+@pytest.mark.parametrize(("n", "derangements"), [(2, 1), (3, 2), (4, 9), (5, 44)])
+def test_all_derangements_are_equally_likely(n, derangements):
     rng = np.random.default_rng(0)
-    counts = Counter(tuple(derangement(4, rng)) for _ in range(9000))
-    assert len(counts) == 9 and all(order[i] != i for order in counts for i in range(4))
-    assert scipy.stats.chisquare(list(counts.values())).pvalue > 0.001
+    counts = Counter(tuple(dealt("abcde"[:n], rng).items()) for _ in range(200 * derangements))
+    assert len(counts) == derangements
+    assert n == 2 or scipy.stats.chisquare(list(counts.values())).pvalue > 0.001
+
+
+@given(st.lists(st.sampled_from(["a", "A", " a", "b", "B b", "bb", "c", "d"]), max_size=12), st.integers(0, 9))
+def test_nobody_is_dealt_its_own_text_and_as_few_as_can_be_are_left_out(texts, seed):
+    keys = [text.lower().replace(" ", "") for text in texts]
+    found = dealt(texts, np.random.default_rng(seed))
+    assert all(keys[place] != keys[other] for place, other in found.items())
+    assert sorted(found) == sorted(found.values())
+    most = max(Counter(keys).values(), default=0)
+    assert len(texts) - len(found) == max(0, 2 * most - len(texts))
+    assert found == dealt(texts, np.random.default_rng(seed))
+
+
+def test_a_latent_with_another_s_label_text_is_not_its_own_floor():
+    """Sixty labels, of which twenty are one text, told by case and spaces alone; a label of one's own is confirmed."""
+    latents = planted(60)
+
+    class Alike(Reader):
+        def label(self, questions):
+            texts = ["punctuation", " Punctuation", "PUNCT uation"]
+            return [
+                a._replace(label=texts[q.index % 3]) if q.index < 20 else a
+                for q, a in zip(questions, super().label(questions), strict=True)
+            ]
+
+        def detect(self, questions):
+            """What is called punctuation is where the first twenty fire."""
+            self.detected += questions
+            words = [{f"w{2 * i + 1}" for i in range(20)} if "unct" in q.label.lower() else {q.label.split()[-1]}
+                     for q in questions]  # fmt: skip
+            return [
+                [not w.isdisjoint(e.text.split()) for e in q.examples] for q, w in zip(questions, words, strict=True)
+            ]
+
+    judge = Alike()
+    labelled = label_latents([judge], latents, Words())
+    found = verify_labels(labelled, [judge], latents, Words(), OWN, sampling=QUICK).by_judge["reader"]
+    assert found.confirmed.k == 60 and found.floor.confirmed[:2] == (0, 60) and found.floor.left_out == ()
+    some = verify_labels(labelled, [judge], latents[:25], Words(), OWN, sampling=QUICK).by_judge["reader"]
+    assert some.confirmed.n == 25 and some.floor.confirmed[:2] == (0, 10) and len(some.floor.left_out) == 15
+    assert {*some.floor.left_out} < {*range(20)} and some.floor.left_out == tuple(sorted(some.floor.left_out))
+    none = verify_labels(labelled, [judge], latents[:20], Words(), OWN, sampling=QUICK).by_judge["reader"]
+    assert none.floor is None and none.no_floor == "all 20 labels that can be tested are the same text"
+
+
+def test_the_floor_has_every_figure_of_the_labels():
+    latents, judges = planted(30), (Guesser("one", seed=1), Guesser("other", seed=2))
+    found = verify_labels(label_latents(judges, latents, Words()), judges[::-1], latents, Words(), sampling=QUICK)
+    tested = found.by_judge["one"]
+    pairs = [(tested.tests[i], test) for i, test in tested.floor.tests.items()]
+    for name in ("f1", "balanced_accuracy", "near_precision"):
+        both = [(getattr(own, name), getattr(other, name)) for own, other in pairs]
+        known = [other for _, other in both if other is not None]
+        assert getattr(tested.floor, name).value == pytest.approx(np.mean(known))
+        assert getattr(tested.floor, name).n == len(known)
+        differences = [own - other for own, other in both if None not in (own, other)]
+        assert getattr(tested.floor, f"{name}_difference").value == pytest.approx(np.mean(differences))
+
+
+def test_a_label_that_fits_the_strongest_contexts_alone_is_seen():
+    latents = planted(12)
+    strongest = {
+        word for latent in latents for e in latent.held_out.positives if e.kind == "top" for word in e.tokens_w.tolist()
+    }
+
+    class TopAlone(Reader):
+        def detect(self, questions):
+            said = super().detect(questions)
+            there = [[{int(w[1:]) for w in e.text.split()} <= strongest for e in q.examples] for q in questions]
+            return [[a and b for a, b in zip(*both, strict=True)] for both in zip(said, there, strict=True)]
+
+    judge = TopAlone()
+    found = verify_labels(label_latents([judge], latents, Words()), [judge], latents, Words(), OWN, sampling=QUICK)
+    recall = found.by_judge["reader"].recall
+    assert (recall.top.value, recall.quantile.value, recall.difference.value) == (1.0, 0.0, 1.0)
+    assert recall.difference.n == 12
+    [test, *_] = found.by_judge["reader"].tests.values()
+    assert (test.recall, test.recall_top, test.recall_quantile) == (0.5, 1.0, 0.0)
+    assert test.documents == 20
+
+
+def test_kinds_and_documents_are_counted_from_the_contexts():
+    part = contexts(4, 4, 2)
+    kinds = [e._replace(kind=kind, document=3) for e, kind in zip(part.positives, ["top", "top", "top", "quantile"],
+                                                                  strict=True)]  # fmt: skip
+    test = label_test(0, "x", [True, False, True, False] + [False] * 4, Part(kinds, part.negatives), 0.05)
+    assert test.recall_top == pytest.approx(2 / 3) and test.recall_quantile == 0
+    assert test.documents == len({3, *(e.document for e in part.negatives)})
+    alone = label_test(0, "x", [True] * 8, Part(kinds[:3], [*part.negatives, kinds[3]]), 0.05)
+    assert alone.recall_top == 1 and alone.recall_quantile is None
 
 
 def test_kappa_by_hand():
@@ -269,6 +362,10 @@ def test_agreement_is_by_latent_and_needs_two():
     found = verify_labels(label_latents(judges, latents, Words()), judges[::-1], latents, Words(), sampling=QUICK)
     agreed = agreement(found, QUICK)
     assert [*agreed.pairs] == [0, 2] and agreed.constant == 2 and agreed.kappa.value == 0
+    mixed = judges[0], Reader("other")
+    half = verify_labels(label_latents(mixed, latents, Words()), mixed[::-1], latents, Words(), sampling=QUICK)
+    one_sided = agreement(half, QUICK)
+    assert one_sided.constant == 3 and one_sided.kappa.value == 0 and one_sided.scorers == ("other", "one")
     alone = verify_labels(label_latents([judges[0]], latents, Words()), judges[:1], latents, Words(), OWN)
     with pytest.raises(ConfigError, match="Agreement is of two judges, and the labels are by one alone"):
         agreement(alone)
@@ -278,3 +375,19 @@ def test_the_other_judge_tests_unless_it_is_said():
     one, two = Reader("one"), Reader("two")
     assert scorers_of([one, two], VerificationSettings()) == (two, one)
     assert scorers_of([one, two], OWN) == (one, two)
+    assert scorers_of([one, two], VerificationSettings(scorer="two")) == (two, two)
+    assert scorers_of([one], VerificationSettings(scorer="one")) == (one,)
+    with pytest.raises(ConfigError, match="scorer is 'three', and the judges are one, two: name one of these"):
+        scorers_of([one, two], VerificationSettings(scorer="three"))
+
+
+def test_baselines_test_alike_and_are_named_for_it():
+    latents, judges = planted(8), (BaselineJudge(1), BaselineJudge(3))
+    labelled = label_latents(judges, latents, Words())
+    found = verify_labels(labelled, scorers_of(judges, VerificationSettings()), latents, Words(), sampling=QUICK)
+    assert {tested.scorer for tested in found.by_judge.values()} == {"string match"}
+    agreed = agreement(found, QUICK)
+    assert agreed.scorers == ("string match",) * 2 and agreed.to_dict()["scorers"] == ["string match"] * 2
+    in_words = label_latents([Reader()], latents, Words())
+    unread = verify_labels(in_words, [BaselineJudge(1)], latents, Words(), sampling=QUICK).by_judge["reader"]
+    assert unread.unanswered == tuple(range(8)) and not unread.tests and unread.confirmed.n == 0

@@ -156,7 +156,45 @@ def test_layers_may_be_left_out_but_for_the_last(model, found):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_models_of_sixteen_bits_are_read_in_their_own_arithmetic(dtype):
+def test_models_of_sixteen_bits_have_ranks_without_ties(dtype):
+    """Ranks are those of float64 products of the model's own normed activations; of its own products many are not."""
+    model = g4.load_model("gemma-4-demo", "Gemma4ProxyLM", dtype=dtype)
+    found = logit_lens(model, PROMPTS, positions="all", targets=7, top=1)
+    hooks = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(6))]
+    norm, weight_vd = model.model.model.norm, model.model.lm_head.weight.detach()
+    exact, own = [], []
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            _, cache = model.run_with_cache(tokens_of(model, prompt), names_filter=hooks, prepend_bos=False)
+            x_pld = torch.stack([norm(cache[hook][0, 1:]) for hook in hooks], dim=1)
+            for ranks, logits_plv in (
+                (exact, x_pld.double() @ weight_vd.double().T),
+                (own, model.model.lm_head(x_pld)),
+            ):
+                ranks.append((logits_plv > logits_plv[..., [7]]).sum(-1) + 1)
+    wrong = [(found.target.rank_nl != torch.cat(ranks).numpy()).mean() for ranks in (exact, own)]
+    assert wrong[0] < 0.01 and wrong[1] > 0.1
+
+
+def test_a_bias_of_the_unembedding_and_parts_of_it_are_read(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(8, 50)
+    ends = lens_module.Ends(head.weight, torch.nn.Identity(), torch.nn.Identity(), head, None, None)
+    monkeypatch.setattr(lens_module, "_ROWS", 7)
+    x_rd = torch.randn(5, 8, generator=generator)
+    with torch.no_grad():
+        np.testing.assert_allclose(lens_module.in_float32(ends).unembed(x_rd), head(x_rd), atol=1e-6)
+
+
+def test_progress_is_by_prompt_and_silent_by_default(model, capsys):
+    logit_lens(model, PROMPTS)
+    assert "Reading the layers" not in capsys.readouterr().err
+    logit_lens(model, PROMPTS, batch_prompts=1, progress=True)
+    assert f"Reading the layers: 100%|██████████| {len(PROMPTS)}/{len(PROMPTS)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_sixteen_bits_say_what_they_say(dtype):
     model = g4.load_model("gemma-4-demo", "Gemma4ProxyLM", dtype=dtype)
     found = logit_lens(model, PROMPTS, top=1)
     with torch.no_grad():

@@ -105,13 +105,21 @@ def test_support_counts_resamples_with_a_change_point_near():
     assert find_phases(curve.astype(float)).change_points[0].support is None
 
 
-@pytest.mark.parametrize("n_layers", [1, 2, 3, 6])
-def test_few_layers_are_one_phase(n_layers):
-    curve = np.random.default_rng(0).normal(size=n_layers)
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 6, 15])
+def test_few_layers_are_one_phase_and_that_is_no_finding(n_layers):
+    curve = np.random.default_rng(0).normal(size=n_layers) + 9 * (np.arange(n_layers) > n_layers / 2)
     found = find_phases(curve, curve[None])
-    assert len(found.phases) == 1 and not found.change_points and found.shuffled_found == 0
+    assert len(found.phases) == 1 and not found.change_points
+    assert (found.shuffled_found, found.shuffled_share, found.shuffles, found.too_few_layers) == (None, None, 0, 16)
+    assert found.to_dict()["too_few_layers"] == 16 and found.to_dict()["control"]["share_with_any"] is None
     assert (found.phases[0].first, found.phases[0].last) == (0, n_layers - 1)
     assert np.isfinite(found.rms)
+
+
+def test_sixteen_layers_are_enough_for_a_change_point():
+    found = find_phases(9.0 * (np.arange(16) >= 8), shuffles=20)
+    assert [point.layer for point in found.change_points] == [8]
+    assert found.too_few_layers is None and found.shuffles == 20 and found.shuffled_share is not None
 
 
 @pytest.mark.parametrize("curve", [np.full(40, 0.3), 1.0 - 0.02 * np.arange(40), np.zeros(40)])

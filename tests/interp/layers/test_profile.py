@@ -223,6 +223,55 @@ def test_rows_of_zeros_are_nobody_s_nearest_and_twins_are_both():
     assert space.rows(torch.tensor([0, 2])).tolist() == [[0, 0], [1, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("near", [0.0, 0.3, 0.9])
+def test_candidates_of_sixteen_bits_hold_the_nearest(dtype, near, monkeypatch):
+    """Against float64, of rows that have nothing to do with the vocabulary, and of such as are near to a token."""
+    monkeypatch.setattr(token_space, "_VOCABULARY", 700)
+    monkeypatch.setattr(token_space, "_ROWS", 90)
+    monkeypatch.setattr(token_space, "_RECHECKED", 32)
+    generator = torch.Generator().manual_seed(1)
+    W_vd = torch.randn(3000, 256, generator=generator).to(dtype)
+    W_vd[[0, 5, 2999]] = 0
+    W_vd[700:1400] = 0  # a whole part
+    x_rd = torch.nn.functional.normalize(torch.randn(200, 256, generator=generator), dim=1)
+    own_rd = torch.nn.functional.normalize(W_vd[1500:1700].float(), dim=1)
+    x_rd = torch.nn.functional.normalize(near * own_rd + (1 - near) * x_rd, dim=1)
+    space, plain = TokenSpace(W_vd, candidates=True), TokenSpace(W_vd)
+    assert space.candidates and not plain.candidates  # on the CPU
+    nonzero = W_vd.any(dim=1).numpy()
+    cosine_rv = cosine_similarity(x_rd.double().numpy(), W_vd.double().numpy()[nonzero])
+    np.testing.assert_allclose(space.nearest(x_rd), cosine_rv.max(axis=1), atol=1e-6)
+    np.testing.assert_allclose(space.nearest(x_rd), plain.nearest(x_rd), atol=1e-6)
+    # and the product of 16 bits by itself would not do
+    halves = (x_rd.to(dtype) @ torch.nn.functional.normalize(W_vd.float(), dim=1).to(dtype).T).float().amax(dim=1)
+    assert np.abs(halves - cosine_rv.max(axis=1)).max() > 1e-5
+
+
+def test_candidates_are_few_and_none_of_an_empty_vocabulary():
+    rows_rd = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    assert TokenSpace(torch.zeros(4, 8), candidates=True).nearest(rows_rd).tolist() == [-np.inf] * 5
+    W_vd = torch.randn(3, 8)
+    few = TokenSpace(W_vd, candidates=True).nearest(rows_rd)
+    np.testing.assert_allclose(few, cosine_similarity(rows_rd.numpy(), W_vd.numpy()).max(axis=1), atol=1e-6)
+
+
+def test_a_profile_by_candidates_is_that_by_whole_products(monkeypatch):
+    model, text = g4.Gemma4ProxyLM(tiny_gemma4("moe").to(torch.bfloat16), tiny_tokenizer()), text_of(2048)
+    whole = profile_layers(model, text, **QUIET).to_dict()["layers"]
+    real, made = TokenSpace.__init__, []
+
+    def forced(self, weight_vd, candidates=None):
+        real(self, weight_vd, True)
+        made.append(self)
+
+    monkeypatch.setattr(TokenSpace, "__init__", forced)
+    found = profile_layers(model, text, **QUIET).to_dict()["layers"]
+    assert made and made[0].candidates
+    assert found["nearest_cosine"] == pytest.approx(whole["nearest_cosine"], abs=1e-6)
+    assert found["recovered"] == whole["recovered"] and found["recovered"][0] == 1.0 > found["recovered"][-1]
+
+
 def test_bfloat16_is_profiled_in_float32():
     models = [
         g4.Gemma4ProxyLM(tiny_gemma4("moe").to(dtype), tiny_tokenizer()) for dtype in (torch.bfloat16, torch.float32)

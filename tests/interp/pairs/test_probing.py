@@ -216,6 +216,10 @@ def test_what_is_said_of_a_latent():
     up, down = sorted(probing.found, key=lambda one: one.index)
     assert (up.index, down.index) == (0, 2)
     assert down.effect < 0 < up.effect
+    document = probing.to_dict()
+    assert (document["found"], document["labelled"], document["less_active"]) == (2, 1, 1)
+    assert document["categories"][0]["less_active"] == 1
+    assert not up.all_equal and [one["all_equal"] for one in document["categories"][0]["top"]] == [False, False]
     assert up.interval[0] < up.effect < up.interval[1]
     assert (up.mean_with, up.mean_without) == pytest.approx((with_pf[:, 0].mean(), without_pf[:, 0].mean()))
     assert up.difference == pytest.approx(up.mean_with - up.mean_without)
@@ -247,6 +251,7 @@ def test_the_document_is_plain_and_bounded():
     assert passed.sum() == 1000
     assert one["found"] == one["passed"] == document["found"] == probing.n_passed >= 1500
     assert one["top"][0]["index"] == 7 and one["top"][0]["effect"] is None and one["top"][0]["interval"] is None
+    assert [found["all_equal"] for found in one["top"]] == [found["effect"] is None for found in one["top"]]
     assert document["settings"]["seed"] == 0 and document["scrambled"]["passed"] == list(probing.scrambled)
 
 

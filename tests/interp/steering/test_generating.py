@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_lens_gemma4.errors import ModelError
+from sae_lens_gemma4.errors import ConfigError, ModelError
 from sae_lens_gemma4.interp.steering.generating import adding, generate_batch
 from sae_lens_gemma4.models.bridge import Gemma4Bridge
 from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
@@ -114,6 +114,21 @@ def test_stop_texts_end_an_answer_and_are_no_part_of_it():
     assert not stopped[1].cut and stopped[1].n_tokens < 12
     for before, after in zip(full, stopped, strict=True):
         assert after.text == before.text.split(stop)[0]
+
+
+def test_a_stop_text_that_is_a_special_token_ends_an_answer():
+    """Such a token is in no text: it is made one here of what the model says sixth."""
+    model = proxy()
+    ids = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=12, do_sample=False)[0, 4:].tolist()
+    full = generate_batch(model, PROMPTS[:1], max_new_tokens=12)[0]
+    word = model.tokenizer.convert_ids_to_tokens(ids[6])
+    model.tokenizer.add_special_tokens({"additional_special_tokens": [word]})
+    stopped = generate_batch(model, PROMPTS[:1], max_new_tokens=12, stop=[word])[0]
+    first = ids.index(ids[6])
+    assert (stopped.n_tokens, stopped.cut) == (first + 1, False) != (full.n_tokens, full.cut)
+    assert stopped.text == model.tokenizer.decode(ids[:first], skip_special_tokens=True)
+    with pytest.raises(ConfigError, match=r"holds the special token .* and more"):
+        generate_batch(model, PROMPTS[:1], max_new_tokens=12, stop=[f"{word} then"])
 
 
 def test_other_models_are_refused():

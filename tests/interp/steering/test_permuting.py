@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest, permutation_test
 
-from sae_lens_gemma4.interp.steering.permuting import against, detectable, holm, trend
+from sae_lens_gemma4.interp.steering.permuting import against, crossed, detectable, holm, trend
 from tests.support import required_module
 
 
@@ -36,6 +37,20 @@ def test_trend_is_scipys():
     assert trend(right, dose, 500, 3) == trend(right, dose, 500, 3)
     assert trend(np.ones((5, 4), dtype=bool), dose, 100, 0) == (pytest.approx(0), 1.0)
     assert trend(right, np.zeros(4), 100, 0) == (0.0, 1.0)
+
+
+def test_crossed_is_clarks_min_f():
+    """F by items and F by directions from scipy's t, min F′ = F1 F2 / (F1 + F2), its degrees of freedom as Clark's."""
+    change = np.random.default_rng(2).normal(0.3, 1, (12, 5)) + np.random.default_rng(3).normal(0, 0.4, 5)
+    f1 = stats.ttest_1samp(change.mean(axis=1), 0).statistic ** 2
+    f2 = stats.ttest_1samp(change.mean(axis=0), 0).statistic ** 2
+    freedom = (f1 + f2) ** 2 / (f1**2 / 4 + f2**2 / 11)
+    mean, p = crossed(change)
+    assert mean == pytest.approx(change.mean())
+    assert p == pytest.approx(stats.f.sf(f1 * f2 / (f1 + f2), 1, freedom))
+    assert p > max(stats.ttest_1samp(change.mean(axis=axis), 0).pvalue for axis in (0, 1))
+    assert crossed(np.zeros((4, 3))) == (0.0, 1.0)
+    assert 0 < crossed(np.ones((20, 3)))[1] < 1e-6
 
 
 def test_holm_is_statsmodels():

@@ -1,21 +1,27 @@
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sae_lens_gemma4.errors import ConfigError, DataError
 from sae_lens_gemma4.interp.items import Item
 from sae_lens_gemma4.interp.steering import answering as running
+from sae_lens_gemma4.interp.steering import run
 from sae_lens_gemma4.interp.steering.conditions import SteeringSettings
+from sae_lens_gemma4.interp.steering.generating import adding
 from sae_lens_gemma4.interp.steering.run import steer
 from sae_lens_gemma4.interp.steering.vectors import SteeringVector
+from sae_lens_gemma4.models.proxy import Gemma4ProxyLM
 from tests.interp.steering.planted import HOOK, planted_items, planted_model
 
 SETTINGS = SteeringSettings(scales=[0.1, 0.3], n_random=8, max_new_tokens=2, batch_items=16)
@@ -124,11 +130,9 @@ def test_a_run_goes_on_and_does_nothing_twice(planted, tmp_path, monkeypatch):
 def test_another_run_in_the_folder_is_refused(planted, tmp_path):
     model, vector, items = planted
     steer(model, items[:4], vector, SHORT, tmp_path, extractor="regex:^(.)", progress=False)
-    other = SteeringVector(vector.direction_d.flip(0), HOOK, "planted")
     for wrong in (
         (items[:5], vector, SHORT),
         (items[4:8], vector, SHORT),
-        (items[:4], other, SHORT),
         (items[:4], vector, SteeringSettings(scales=[0.2], n_random=1, max_new_tokens=3)),
     ):
         with pytest.raises(ConfigError, match="was begun with"):
@@ -139,6 +143,47 @@ def test_another_run_in_the_folder_is_refused(planted, tmp_path):
     (tmp_path / "steering.json").unlink()
     with pytest.raises(DataError, match=r"without steering\.json"):
         steer(model, items[:4], vector, SHORT, tmp_path, extractor="regex:^(.)", progress=False)
+
+
+def test_a_direction_that_differs_by_rounding_is_the_kept_one(planted, tmp_path, monkeypatch):
+    model, vector, items = planted
+    arguments = {"extractor": "regex:^(.)", "progress": False}
+    whole = steer(model, items[:6], vector, SHORT, tmp_path, **arguments)
+    assert torch.equal(load_file(tmp_path / "vector.safetensors")["vector"], vector.direction_d)
+    rounded = SteeringVector(vector.direction_d + 1e-6 * torch.randn(64), HOOK, "planted")
+    assert rounded.hash != vector.hash == whole.to_dict()["vector"]
+    file = tmp_path / "outputs.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:8]))
+    added = []
+    monkeypatch.setattr(run, "adding", lambda delta_d, positions: added.append(delta_d) or adding(delta_d, positions))
+    again = steer(model, items[:6], rounded, SHORT, tmp_path, **arguments)
+    assert again.to_dict() == whole.to_dict() and file.read_bytes() == b"".join(lines)
+    assert torch.equal(added[0], vector.direction_d * (0.3 * whole.norm.mean))
+    for other in (-vector.direction_d, vector.direction_d + 0.01 * torch.randn(64)):
+        with pytest.raises(ConfigError, match=r"begun with another vector than planted \(cosine "):
+            steer(model, items[:6], SteeringVector(other, HOOK, "planted"), SHORT, tmp_path, **arguments)
+    (tmp_path / "vector.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"vector\.safetensors cannot be read"):
+        steer(model, items[:6], vector, SHORT, tmp_path, **arguments)
+    (tmp_path / "vector.safetensors").unlink()
+    with pytest.raises(DataError, match=r"answers without vector\.safetensors"):
+        steer(model, items[:6], vector, SHORT, tmp_path, **arguments)
+
+
+def test_other_batches_are_refused_in_16_bits_only(planted, tmp_path):
+    model, vector, items = planted
+    arguments = {"extractor": "regex:^(.)", "progress": False}
+    smaller = replace(SHORT, batch_items=2)
+    whole = steer(model, items[:4], vector, SHORT, tmp_path / "32", **arguments)
+    assert steer(model, items[:4], vector, smaller, tmp_path / "32", **arguments).to_dict() == whole.to_dict()
+    assert "batch_items" not in whole.facts
+    half = Gemma4ProxyLM(copy.deepcopy(model.model).bfloat16(), model.tokenizer)
+    whole = steer(half, items[:4], vector, SHORT, tmp_path / "16", **arguments)
+    assert whole.to_dict()["batch_items"] == 4
+    with pytest.raises(ConfigError, match=r"begun with batch_items 4, not 2\. In 16 bits .* Go on with 4"):
+        steer(half, items[:4], vector, smaller, tmp_path / "16", **arguments)
+    assert steer(half, items[:4], vector, SHORT, tmp_path / "16", **arguments).to_dict() == whole.to_dict()
 
 
 KILLED = """

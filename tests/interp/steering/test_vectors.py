@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from sae_lens_gemma4.errors import ConfigError, DataError, ModelError, SAEError, UnknownNameError
 from sae_lens_gemma4.interp.steering.vectors import (
     SteeringVector,
+    check_hook,
     check_vector,
     from_contrast,
     from_file,
@@ -96,6 +97,11 @@ def test_vector_and_model_must_fit(model):
         check_vector(SteeringVector(torch.ones(96), "blocks.9.hook_resid_post", "x"), model)
     with pytest.raises(ModelError, match="Gemma4ProxyLM or a Gemma4Bridge, not a Linear"):
         check_vector(SteeringVector(torch.ones(96), HOOK, "x"), torch.nn.Linear(1, 1))
+    assert check_hook(model, "model.language_model.layers.3") == check_hook(model, HOOK) == HOOK
+    with pytest.raises(ConfigError, match="residual stream's width"):
+        check_hook(model, "blocks.3.mlp.hook_post")
+    with pytest.raises(UnknownNameError, match=r"blocks\.9\.hook_resid_post"):
+        check_hook(model, "blocks.9.hook_resid_post")
 
 
 def test_mean_norm_counts_the_tokens_that_count(model, corpus):
