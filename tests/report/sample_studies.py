@@ -180,7 +180,7 @@ def contrasted(*, bare: bool = False) -> dict[str, Any]:
             "latents": None if bare else found(Site("blocks.3.hook_resid_post", "latents", sparse_nf)),
             "model": MODEL,
             "items": {"n": n, "source": "questions.jsonl", "count": "response", "statistic": "mean"},
-            "answers": None if bare else {"extractor": "gsm8k", "right": 30, "wrong": 30, "not_found": 4},
+            "answers": None if bare else {"extractor": "gsm8k", "right": 30, "wrong": 30, "not_found": 4, "empty": 2},
             "versions": versions(),
         }
     )

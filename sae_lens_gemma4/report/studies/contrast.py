@@ -115,7 +115,8 @@ def _answers(answers: Found | None) -> list[str]:
         return []
     return [
         f"By the extractor {answers['extractor']}, {n.count(answers['right'])} answers are right and "
-        f"{n.count(answers['wrong'])} wrong; in {n.count(answers['not_found'])} it found no answer."
+        f"{n.count(answers['wrong'])} wrong; in {n.count(answers['not_found'])} it found no answer, and "
+        f"{n.count(answers['empty'])} that are empty are left out."
     ]
 
 
