@@ -105,7 +105,9 @@ class LatentStudy(Study):
             usd = None if labels.usd is None or found.usd is None else labels.usd + found.usd
             most = (labels.usd_at_most or 0) + (found.usd_at_most or 0)
             price = "" if usd is None else f", about {usd:.2f} USD, {most:.2f} at the very most"
-            limit = "" if settings.max_usd is None else f"; it stops before {settings.max_usd:g} USD are spent"
+            limit = ""
+            if settings.max_usd is not None:
+                limit = f"; it stops before {settings.max_usd:g} USD are spent, by all runs in this folder"
             tokens = labels.input_tokens + found.input_tokens
             of = "" if labelling else " for each set of labels"
             n = labels.calls + found.calls
@@ -184,7 +186,7 @@ class VerifyStudy(LatentStudy):
         examples: nobody labels from this text, so most documents are held out, unless `interp label` made the labels of
             it: then the documents that it kept apart are taken, whatever stands here.
         labels: `catalogue` for the release's own, or a CSV, JSON, JSONL or parquet file.
-        judges: one or more who test; each tests every label of every source.
+        judges: one, who tests every label of every source.
         n: labelled latents to test, drawn by `seed`; None for all.
     """
 

@@ -21,6 +21,7 @@ from sae_lens_gemma4.evaluation.result import versions
 from sae_lens_gemma4.interp.examples import Examples, ExampleSettings, LatentExamples, example_of
 from sae_lens_gemma4.interp.firings import read_facts, remove_firings
 from sae_lens_gemma4.interp.judges.judge import Answer, Judge
+from sae_lens_gemma4.interp.judges.questions import prompts
 from sae_lens_gemma4.interp.labels.agreement import Agreement, agreement
 from sae_lens_gemma4.interp.labels.calibration import calibrate
 from sae_lens_gemma4.interp.labels.confidence import Confidence, confidences, feature_labels, scores_dict
@@ -64,6 +65,7 @@ def label(study: LabelStudy, folder: Path, *, progress: bool) -> dict[str, Any]:
         "examples": examples.facts(),
         **found.to_dict(),
         "judges": [judge.record() for judge in judges],
+        "prompts": prompts(),
         "files": files,
         "versions": versions(),
     }
@@ -93,6 +95,7 @@ def verify(study: VerifyStudy, folder: Path, *, progress: bool) -> dict[str, Any
         "examples": examples.facts(),
         **found.to_dict(),
         "judges": [judge.record() for judge in judges],
+        "prompts": prompts(),
         "files": None,
         "versions": versions(),
     }
