@@ -26,6 +26,13 @@ if not torch.cuda.is_available():
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 
+LONGEST = ("test_resume.py", "test_runner.py", "test_parallel.py", "test_judged.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: a worker takes whole files, and else ends alone with one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 def is_local(host: object) -> bool:
     if isinstance(host, bytes):

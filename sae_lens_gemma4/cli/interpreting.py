@@ -27,33 +27,35 @@ class Kind(NamedTuple):
 KINDS = {
     "profile": Kind(
         "profile", "ProfileStudy",
-        "How far each layer's residual stream is from the token embeddings, from one forward for all layers, and where "
-        "it changes.",
+        "Profile how far layers are from tokens. One forward pass for all; where the curve changes is a test's to say.",
     ),
     "label": Kind(
         "labels", "LabelStudy",
-        "Label latents by two judges and test the labels: profile, selection, labels, held-out tests, linear probes, "
-        "confidence, files, export.",
+        "Label latents and test the labels. By two judges: profile, selection, labels, tests on documents kept apart, "
+        "linear probes, a score and what it means, files, export.",
     ),
     "verify": Kind(
         "labels", "VerifyStudy",
-        "Test labels that are there already: a release's own, or a file's.",
+        "Test labels that are there already. A release's own, or a file's.",
     ),
     "probe": Kind(
         "pairs", "PairStudy",
-        "Find latents that tell the two sides of contrasting prompts apart, with a false-discovery rate.",
+        "Find latents by prompt pairs. Those that tell the two sides apart, at a false-discovery rate, beside what "
+        "swapped sides give.",
     ),
     "contrast": Kind(
         "contrast", "ContrastStudy",
-        "Compare two groups of items at every layer and latent, from one forward, against what chance gives.",
+        "Contrast two groups of items. At every layer and latent, from one forward pass, against what chance gives.",
     ),
     "steer": Kind(
         "steer", "SteerStudy",
-        "Add a direction while the model answers, with negative and random directions, and say what that shows.",
+        "Steer answers, and say what that shows. A direction is added while the model answers, and its negative, and "
+        "random ones.",
     ),
     "lens": Kind(
         "lens", "LensStudy",
-        "Read every layer through the final norm and the unembedding: top tokens, ranks, entropy, commitment.",
+        "Read each layer as if it were the last. Through the final norm and the unembedding: top tokens, ranks, "
+        "entropy, commitment.",
     ),
 }  # fmt: skip
 
