@@ -15,7 +15,6 @@ from typing import Any
 from sae_lens import SAE
 
 from sae_lens_gemma4.errors import ConfigError
-from sae_lens_gemma4.models.loading import load_for_sae_lens
 from sae_lens_gemma4.neuronpedia.dashboards import make_dashboards
 from sae_lens_gemma4.neuronpedia.explanations import Explanations, read_explanations
 from sae_lens_gemma4.neuronpedia.export import NeuronpediaExport, export_neuronpedia
@@ -172,37 +171,41 @@ def prepare(job: NeuronpediaJob) -> Prepared:
         UnknownNameError, SAEError, ModelError, DataError, HubError: a release, SAE, model, text or labels that cannot
             be had.
     """
-    m, text, stated = job.model, job.text, job.listing
+    stated = job.listing
     if stated.set_name is not None:
-        SourceName(stated.model_id or model_id_of(m.name), stated.layer or 0, stated.set_name, stated.suffix or None)
-    sae = job.sae.load(m.device)
-    kwargs = {**m.kwargs, **({"dtype": m.dtype} if m.dtype else {})}
-    plan = plan_dashboards(
-        sae,
-        load_for_sae_lens(m.class_name, m.name, m.device, kwargs),
-        text.dataset,
-        hook_name=job.sae.hook_name,
-        split=text.split,
-        n_prompts=text.prompts,
-        context_size=text.context_size,
-        batch_blocks=text.batch_blocks,
-        isolate_documents=text.isolate_documents,
-        settings=job.dashboard,
-        source=job.sae.source(),
-        model_id=stated.model_id,
-        set_name=stated.set_name,
-        suffix=stated.suffix,
-    )
+        model_id = stated.model_id or model_id_of(job.model.name)
+        SourceName(model_id, stated.layer or 0, stated.set_name, stated.suffix or None)
+    plan = plan_of(job.sae, job.model, job.text, stated, job.dashboard)
     listing = listing_of(plan.document, stated.arguments())
     warn_if_unknown(listing.name.model_id)
     labels: Explanations = {}
     if job.labels is not None:
         labels = read_explanations(
             job.labels,
-            d_sae=sae.cfg.d_sae,
+            d_sae=plan.sae.cfg.d_sae,
             release=listing.release,
             sae_id=listing.sae_id,
             type_name=stated.explanation_type,
             model_name=stated.explanation_model,
         )
     return Prepared(job, plan, listing.name, labels)
+
+
+def plan_of(sae: Place, model: Model, text: Text, listing: Stated, dashboard: DashboardSettings) -> Plan:
+    """`plan_dashboards` of what a recipe names; loads SAE, model and text."""
+    return plan_dashboards(
+        sae.load(model.device),
+        model.load(),
+        text.dataset,
+        hook_name=sae.hook_name,
+        split=text.split,
+        n_prompts=text.prompts,
+        context_size=text.context_size,
+        batch_blocks=text.batch_blocks,
+        isolate_documents=text.isolate_documents,
+        settings=dashboard,
+        source=sae.source(),
+        model_id=listing.model_id,
+        set_name=listing.set_name,
+        suffix=listing.suffix,
+    )

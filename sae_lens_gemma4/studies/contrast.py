@@ -24,7 +24,6 @@ from sae_lens_gemma4.neuronpedia.job import Place
 from sae_lens_gemma4.studies.study import (
     Study,
     items_facts,
-    load_model,
     local_items,
     model_facts,
     plan_items,
@@ -145,7 +144,7 @@ class ContrastStudy(Study):
         ]
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:
-        model = load_model(self.model)
+        model = self.model.load()
         hooks = every_layer(model) if self.hooks is None else [require_hook(model, name) for name in self.hooks]
         loaded = [(place, place.load(self.model.device)) for place in self.saes]
         saes = {check_sae(sae, place.hook_name): sae for place, sae in loaded}

@@ -21,7 +21,6 @@ from sae_lens_gemma4.studies.study import (
     Study,
     check_latents,
     items_facts,
-    load_model,
     model_facts,
     plan_items,
     plan_model,
@@ -84,7 +83,7 @@ class LensStudy(Study):
         return sentences
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:  # noqa: ARG002
-        model = load_model(self.model)
+        model = self.model.load()
         texts, read = self.prompts, None
         if self.items is not None:
             items = read_items(self.items, model.tokenizer)

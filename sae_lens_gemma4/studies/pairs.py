@@ -19,7 +19,7 @@ from sae_lens_gemma4.interp.pairs.probing import ProbeSettings, Probing, feature
 from sae_lens_gemma4.interp.pairs.prompt_pairs import pair_means, read_categories
 from sae_lens_gemma4.neuronpedia.job import Place
 from sae_lens_gemma4.studies.files import LABELS
-from sae_lens_gemma4.studies.study import Study, load_model, model_facts, plan_model, plan_sae
+from sae_lens_gemma4.studies.study import Study, model_facts, plan_model, plan_sae
 from sae_lens_gemma4.training.config import Model
 
 FEATURE_MAP = "feature_map.json"
@@ -66,7 +66,7 @@ class PairStudy(Study):
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:
         categories = read_categories(self.pairs, min_pairs=_MIN_PAIRS)
-        sae, model = self.sae.load(self.model.device), load_model(self.model)
+        sae, model = self.sae.load(self.model.device), self.model.load()
         hook_name = check_sae(sae, self.sae.hook_name)
         means = pair_means(
             model,

@@ -13,7 +13,7 @@ from sae_lens_gemma4.errors import ConfigError
 from sae_lens_gemma4.evaluation.intervals import Sampling
 from sae_lens_gemma4.interp.layers.profile import profile_layers
 from sae_lens_gemma4.neuronpedia.job import Text
-from sae_lens_gemma4.studies.study import Study, corpus_of, load_model, model_facts, plan_model, plan_text
+from sae_lens_gemma4.studies.study import Study, corpus_of, model_facts, plan_model, plan_text
 from sae_lens_gemma4.training.config import Model
 
 
@@ -69,7 +69,7 @@ class ProfileStudy(Study):
         ]
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:  # noqa: ARG002
-        model, options = load_model(self.model), self.profile
+        model, options = self.model.load(), self.profile
         corpus = options.blocks(corpus_of(self.text, model))
         isolated = self.text.isolate_documents
         made = profile_layers(model, corpus, **options.arguments(), isolate_documents=isolated, progress=progress)

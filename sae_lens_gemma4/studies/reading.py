@@ -27,12 +27,13 @@ from sae_lens_gemma4.interp.pieces import pieces_of
 from sae_lens_gemma4.interp.unembedding import Unembedding
 from sae_lens_gemma4.models.hook_names import layer_of
 from sae_lens_gemma4.models.interface import vocab_size
-from sae_lens_gemma4.neuronpedia.job import DASHBOARDS
+from sae_lens_gemma4.neuronpedia.job import DASHBOARDS, Stated, plan_of
 from sae_lens_gemma4.neuronpedia.listing import listing_of
-from sae_lens_gemma4.neuronpedia.planning import Plan, plan_dashboards
+from sae_lens_gemma4.neuronpedia.planning import Plan
+from sae_lens_gemma4.neuronpedia.writing import DashboardSettings
 from sae_lens_gemma4.studies.contrast import EFFECTS
 from sae_lens_gemma4.studies.labels import LabelStudy, LatentStudy
-from sae_lens_gemma4.studies.study import load_model, model_facts, save_tensors
+from sae_lens_gemma4.studies.study import model_facts, save_tensors
 
 PROFILE = "profile.safetensors"
 _HELD_BYTES = 2**30
@@ -57,21 +58,8 @@ class Reading:
 
 def read_text(study: LatentStudy, folder: Path, *, progress: bool) -> Reading:
     """Load SAE, model and text, and read it, going on where an earlier run was stopped."""
-    text, stated = study.text, getattr(study, "listing", None)
-    names = {} if stated is None else {k: getattr(stated, k) for k in ("model_id", "set_name", "suffix")}
-    plan = plan_dashboards(
-        study.sae.load(study.model.device),
-        load_model(study.model),
-        text.dataset,
-        hook_name=study.sae.hook_name,
-        split=text.split,
-        n_prompts=text.prompts,
-        context_size=text.context_size,
-        batch_blocks=text.batch_blocks,
-        isolate_documents=text.isolate_documents,
-        source=study.sae.source(),
-        **names,
-    )
+    stated: Stated | None = getattr(study, "listing", None)
+    plan = plan_of(study.sae, study.model, study.text, stated or Stated(), DashboardSettings())
     if stated is not None:
         listing_of(plan.document, stated.arguments())  # what an export lacks, before anything is read or paid
     (folder / DASHBOARDS).mkdir(parents=True, exist_ok=True)

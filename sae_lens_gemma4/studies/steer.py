@@ -23,7 +23,6 @@ from sae_lens_gemma4.studies.contrast import Groups
 from sae_lens_gemma4.studies.study import (
     Study,
     check_latents,
-    load_model,
     model_facts,
     plan_items,
     plan_model,
@@ -127,7 +126,7 @@ class SteerStudy(Study):
         ]
 
     def study(self, folder: Path, *, progress: bool) -> dict[str, Any]:
-        model = load_model(self.model)
+        model = self.model.load()
         items = read_items(self.items, model.tokenizer)
         gold_answers(items, self.extractor)
         vector, answers = self.direction.of(model, items, self.model.device, folder, progress=progress)

@@ -31,7 +31,7 @@ from sae_lens_gemma4.evaluation.identity import model_fingerprint
 from sae_lens_gemma4.evaluation.result import write_json, write_page, write_text
 from sae_lens_gemma4.interp.items import Item, ItemSource, read_items
 from sae_lens_gemma4.models.interface import HookedModel, model_name, vocab_size
-from sae_lens_gemma4.models.loading import PUBLIC_MODELS, load_for_sae_lens
+from sae_lens_gemma4.models.loading import PUBLIC_MODELS
 from sae_lens_gemma4.neuronpedia.job import Place, Text
 from sae_lens_gemma4.training.config import Model
 from sae_lens_gemma4.training.saving import only_one
@@ -88,12 +88,6 @@ class Study(ABC):
                 with suppress(OSError):  # it holds something, which is what a later run goes on from
                     folder.rmdir()
         return document
-
-
-def load_model(model: Model) -> HookedModel:
-    """The model that a recipe names; errors as `load_for_sae_lens`."""
-    kwargs = {**model.kwargs, **({"dtype": model.dtype} if model.dtype else {})}
-    return load_for_sae_lens(model.class_name, model.name, model.device, kwargs)
 
 
 def model_facts(model: HookedModel) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -25,6 +25,9 @@ from sae_lens_gemma4.mapping import from_mapping, from_yaml
 from sae_lens_gemma4.training.calibration import Calibration
 from sae_lens_gemma4.training.phases import Gate, Training, positive
 from sae_lens_gemma4.training.saving import OF_A_RUN
+
+if TYPE_CHECKING:
+    from sae_lens_gemma4.models.interface import HookedModel
 
 _LAYER = "{layer}"
 
@@ -97,6 +100,13 @@ class Model:
         if self.dtype is not None:
             check_name("dtype", self.dtype, DTYPE_MAP)
         _check_device(self.device)
+
+    def load(self) -> HookedModel:
+        """The model itself; errors as `load_for_sae_lens`."""
+        from sae_lens_gemma4.models.loading import load_for_sae_lens  # slow; a recipe is checked without it
+
+        kwargs = self.kwargs | ({"dtype": self.dtype} if self.dtype else {})
+        return load_for_sae_lens(self.class_name, self.name, self.device, kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)

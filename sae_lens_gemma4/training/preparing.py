@@ -29,7 +29,6 @@ from sae_lens_gemma4.kernels.dispatch import kernels_for
 from sae_lens_gemma4.kernels.ranks import ALONE, Ranks
 from sae_lens_gemma4.models.hook_names import layer_of
 from sae_lens_gemma4.models.interface import HookedModel, require_hook
-from sae_lens_gemma4.models.loading import load_for_sae_lens
 from sae_lens_gemma4.training.config import ContinueTrainingConfig, Data, SAERun
 from sae_lens_gemma4.training.forms import new_training_sae
 from sae_lens_gemma4.training.restore import load_sae, training_form
@@ -119,8 +118,7 @@ def prepare(
     bases = [_base(run, run.sae.device or cfg.model.device) for run in runs]
     forms = [None if base is None else _restored(base, run) for base, run in zip(bases, runs, strict=True)]
     if model is None:
-        kwargs = cfg.model.kwargs | ({"dtype": cfg.model.dtype} if cfg.model.dtype else {})
-        model = load_for_sae_lens(cfg.model.class_name, cfg.model.name, cfg.model.device, kwargs)
+        model = cfg.model.load()
     hooks = [require_hook(model, _hook(run, base)) for run, base in zip(runs, bases, strict=True)]
     with ranks.leader_first() if cfg.data.cache is not None else nullcontext():
         texts = _texts(cfg, model.tokenizer, corpora or {})

@@ -9,6 +9,7 @@ import yaml
 
 from sae_lens_gemma4.errors import ConfigError, DataError, UnknownNameError
 from sae_lens_gemma4.mapping import from_mapping
+from sae_lens_gemma4.models import loading
 from sae_lens_gemma4.neuronpedia import job as job_module
 from sae_lens_gemma4.neuronpedia.folder import Dashboards
 from sae_lens_gemma4.neuronpedia.job import NeuronpediaJob, prepare
@@ -132,8 +133,8 @@ def test_every_key_of_a_recipe_arrives(tmp_path, monkeypatch):
     """Of a recipe in which no value is the default."""
     seen = {}
 
-    def spied(name):
-        real = getattr(job_module, name)
+    def spied(name, module=job_module):
+        real = getattr(module, name)
 
         def call(*args, **kwargs):
             seen[name] = (args, kwargs)
@@ -141,8 +142,9 @@ def test_every_key_of_a_recipe_arrives(tmp_path, monkeypatch):
 
         return call
 
-    for name in ("plan_dashboards", "make_dashboards", "export_neuronpedia", "load_for_sae_lens", "read_explanations"):
+    for name in ("plan_dashboards", "make_dashboards", "export_neuronpedia", "read_explanations"):
         monkeypatch.setattr(job_module, name, spied(name))
+    monkeypatch.setattr(loading, "load_for_sae_lens", spied("load_for_sae_lens", loading))
     labels = tmp_path / "labels.json"
     labels.write_text('{"3": "three"}')
     text = {

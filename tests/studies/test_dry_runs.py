@@ -5,7 +5,6 @@ import re
 import pytest
 
 from sae_lens_gemma4.neuronpedia.job import Place
-from sae_lens_gemma4.studies import study
 from tests.studies.recipes import RECIPES, STUDIES, call, kind_of, stated
 
 
@@ -14,7 +13,7 @@ def nothing_loads(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a dry run loaded something")
 
-    monkeypatch.setattr(study, "load_for_sae_lens", fail)
+    monkeypatch.setattr("sae_lens_gemma4.models.loading.load_for_sae_lens", fail)
     monkeypatch.setattr(Place, "load", fail)
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "JUDGE_API_KEY"):
         monkeypatch.setenv(name, "sk-of-a-test")
