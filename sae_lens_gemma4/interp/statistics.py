@@ -1,9 +1,7 @@
-"""The few statistics that readings of latents share: a share, a paired change of shares, an effect size.
+"""The two statistics that readings of latents share: a share, and a paired change of shares.
 
 Each comes with its interval, because twenty-five questions answered of fifty say less than "50 %" does. Exact tests and
 score intervals are scipy's; what scipy has not is written with its formula and source.
-
-Shapes: `n` items of one group, `f` whatever is compared (latents, dimensions).
 """
 
 from __future__ import annotations
@@ -11,13 +9,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from scipy.stats import binomtest, norm
 
 from sae_lens_gemma4.errors import DataError
-
-Floats = npt.NDArray[np.float64]
 
 
 class Share(NamedTuple):
@@ -74,22 +68,3 @@ def mcnemar(gained: int, lost: int, n: int, level: float = 0.95) -> PairedChange
     return PairedChange(
         gained, lost, n, (gained - lost) / n, max(up - down - half, -1.0), min(up - down + half, 1.0), p_value
     )
-
-
-def cohens_d(a_nf: npt.NDArray[np.floating], b_nf: npt.NDArray[np.floating]) -> Floats:
-    """Standardised difference of means, a − b over the pooled standard deviation (Cohen 1988): float64 `[f]`.
-
-    Zero where neither group varies and the means are equal; infinite where they differ without any spread.
-
-    Raises:
-        DataError: a group has fewer than two items.
-    """
-    n_a, n_b = len(a_nf), len(b_nf)
-    if min(n_a, n_b) < 2:
-        raise DataError(f"An effect size needs two items a group or more, not {n_a} and {n_b}.")
-    a_nf, b_nf = a_nf.astype(np.float64), b_nf.astype(np.float64)
-    difference_f = a_nf.mean(axis=0) - b_nf.mean(axis=0)
-    pooled_f = ((n_a - 1) * a_nf.var(axis=0, ddof=1) + (n_b - 1) * b_nf.var(axis=0, ddof=1)) / (n_a + n_b - 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        d_f: Floats = difference_f / np.sqrt(pooled_f)
-    return np.where(difference_f == 0, 0.0, d_f)

@@ -56,10 +56,6 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
-def lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
 def cell(value: Any, write: Write = str, interval: Sequence[float] | None = None, state: str = "") -> Cell:
     """One value of a table."""
     shown = "" if interval is None or value is None else n.interval(interval, write)
