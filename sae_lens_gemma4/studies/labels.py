@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ class LatentStudy(Study):
         """The judges, whose answers are kept in `folder`."""
         return [judge_of(settings, folder / ANSWERS, progress=progress) for settings in self.judges]
 
+    @cached_property
+    def unasked(self) -> list[Judge]:
+        """The judges as a plan sees them: they keep nothing. Each needs its key, and its client takes a while."""
+        return [judge_of(settings, None) for settings in self.judges]
+
     def costs(self, n_latents: int, *, labelling: bool) -> list[str]:
         """What each judge is asked at most, in sentences. Keys are looked for, and nothing is kept.
 
@@ -89,8 +95,7 @@ class LatentStudy(Study):
         tests = (2 if v.floor else 1) + self.calibration
         shown = (2 * e.window + 1) * _TOKEN_BYTES
         sentences = []
-        for settings in self.judges:
-            judge = judge_of(settings, None)
+        for settings, judge in zip(self.judges, self.unasked, strict=True):
             if settings.kind in BASELINES:
                 sentences.append(f"{judge.name}: no model is asked, and nothing is paid.")
                 continue
@@ -164,7 +169,7 @@ class LabelStudy(LatentStudy):
                 many = f"All latents that fire; how many is not known before the SAE is loaded. Of each {n:,}:"
         rule = {"given": "as given", "all": "all that fire"}.get(s.rule, f"by {s.rule}, seed {s.seed}")
         check_latents(self.sae, s.latents or ())
-        scorers_of([judge_of(settings, None) for settings in self.judges], self.verification)
+        scorers_of(self.unasked, self.verification)
         sentences.append(many or f"{n:,} latents, {rule}.")
         sentences += self.costs(n, labelling=True)
         if self.contrast is not None and not Path(self.contrast, EFFECTS).is_file():
